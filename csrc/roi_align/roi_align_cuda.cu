@@ -1,0 +1,421 @@
+// RoIAlign on CUDA.
+//
+// A thread makes one bin of kVec channels: one for a planar map (neighbouring threads take neighbouring bins), 16 bytes'
+// worth for a channels-last one (neighbouring threads take neighbouring channels, so that every access is a full line).
+// The backward pass adds with atomics, into float32 for half types; the deterministic one turns the loops inside out: a
+// thread owns a pixel and visits the boxes in order, which needs no memory and no atomics.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "common/cuda.h"
+#include "common/tensor.h"
+#include "roi_align/roi_align.h"
+
+namespace d2proj {
+namespace roi_align {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Strides {
+  int64_t n, c, h, w;
+};
+
+struct Problem {
+  int64_t boxes, channels, images, height, width, pooled_h, pooled_w;
+  double spatial_scale;
+  int64_t sampling_ratio;
+  bool aligned;
+};
+
+template <typename T, int kVec>
+struct alignas(sizeof(T) * kVec) Pack {
+  T lane[kVec];
+};
+
+// A box as a thread sees it. `inside` is false for a box that is not finite or whose image index is out of range: such a
+// box pools to zero (raising an error would need a synchronisation).
+template <typename A>
+struct Box {
+  Axis<A> y, x;
+  int64_t image;
+  A scale;  // 1 / number of samples
+  bool inside;
+};
+
+template <typename A, typename B>
+__device__ __forceinline__ Box<A> read_box(const B* boxes, int64_t k, const Problem& p) {
+  const B* from = boxes + k * 5;
+  const A spatial_scale = static_cast<A>(p.spatial_scale);
+  Box<A> box;
+  box.x = make_axis<A>(static_cast<A>(from[1]), static_cast<A>(from[3]), spatial_scale, p.pooled_w, p.sampling_ratio,
+                       p.aligned);
+  box.y = make_axis<A>(static_cast<A>(from[2]), static_cast<A>(from[4]), spatial_scale, p.pooled_h, p.sampling_ratio,
+                       p.aligned);
+  box.inside = box.x.valid && box.y.valid && from[0] >= B(0) && from[0] < static_cast<B>(p.images);
+  box.image = box.inside ? static_cast<int64_t>(from[0]) : 0;
+  box.scale = A(1) / sample_count(box.y, box.x);
+  return box;
+}
+
+// Splits a thread's number into box, bin and first channel, in the order in which the result lies in memory.
+struct Place {
+  int64_t k, c, ph, pw;
+};
+
+template <typename I, bool kLast, int kVec>
+__device__ __forceinline__ Place place_of(I index, const Problem& p) {
+  const I ph_count = static_cast<I>(p.pooled_h), pw_count = static_cast<I>(p.pooled_w);
+  const I groups = static_cast<I>(p.channels / kVec);
+  I c, ph, pw;
+  if (kLast) {
+    c = index % groups;
+    index /= groups;
+    pw = index % pw_count;
+    index /= pw_count;
+    ph = index % ph_count;
+    index /= ph_count;
+  } else {
+    pw = index % pw_count;
+    index /= pw_count;
+    ph = index % ph_count;
+    index /= ph_count;
+    c = index % groups;
+    index /= groups;
+  }
+  return {static_cast<int64_t>(index), static_cast<int64_t>(c) * kVec, static_cast<int64_t>(ph),
+          static_cast<int64_t>(pw)};
+}
+
+template <typename T, typename A, typename B, typename I, bool kLast, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const T* __restrict__ input, Strides in, const B* __restrict__ boxes, T* __restrict__ output,
+                   Strides out, I total, Problem p) {
+  using Lanes = Pack<T, kVec>;
+  const I step = static_cast<I>(gridDim.x) * kThreads;
+  for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
+    const Place at = place_of<I, kLast, kVec>(index, p);
+    const Box<A> box = read_box<A>(boxes, at.k, p);
+    A sum[kVec] = {};
+    if (box.inside) {
+      const T* map = input + box.image * in.n + at.c * in.c;
+      const SampleRange ys = sample_range(box.y, at.ph, p.height), xs = sample_range(box.x, at.pw, p.width);
+      for (int64_t iy = ys.first; iy < ys.last; ++iy) {
+        Taps<A> ty;
+        if (!taps_at(box.y.sample(at.ph, iy), p.height, ty)) continue;
+        const T* low = map + ty.low * in.h;
+        const T* high = map + ty.high * in.h;
+        for (int64_t ix = xs.first; ix < xs.last; ++ix) {
+          Taps<A> tx;
+          if (!taps_at(box.x.sample(at.pw, ix), p.width, tx)) continue;
+          const Lanes v00 = *reinterpret_cast<const Lanes*>(low + tx.low * in.w);
+          const Lanes v01 = *reinterpret_cast<const Lanes*>(low + tx.high * in.w);
+          const Lanes v10 = *reinterpret_cast<const Lanes*>(high + tx.low * in.w);
+          const Lanes v11 = *reinterpret_cast<const Lanes*>(high + tx.high * in.w);
+#pragma unroll
+          for (int v = 0; v < kVec; ++v) {
+            sum[v] += ty.w_low * (tx.w_low * static_cast<A>(v00.lane[v]) + tx.w_high * static_cast<A>(v01.lane[v])) +
+                      ty.w_high * (tx.w_low * static_cast<A>(v10.lane[v]) + tx.w_high * static_cast<A>(v11.lane[v]));
+          }
+        }
+      }
+    }
+    Lanes result;
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) result.lane[v] = static_cast<T>(sum[v] * box.scale);
+    *reinterpret_cast<Lanes*>(output + at.k * out.n + at.c * out.c + at.ph * out.h + at.pw * out.w) = result;
+  }
+}
+
+// Adds kVec values at `to`, in one transaction where the hardware can (float4 from sm_90 on).
+template <typename A, int kVec>
+__device__ __forceinline__ void atomic_add(A* to, const A (&value)[kVec], A weight) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (std::is_same_v<A, float> && kVec == 4) {
+    atomicAdd(reinterpret_cast<float4*>(to),
+              make_float4(weight * value[0], weight * value[1], weight * value[2], weight * value[3]));
+    return;
+  }
+#endif
+#pragma unroll
+  for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
+}
+
+template <typename T, typename A, typename B, typename I, bool kLast, int kVec>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const T* __restrict__ grad, Strides in, const B* __restrict__ boxes, A* __restrict__ output,
+                    Strides out, I total, Problem p) {
+  const I step = static_cast<I>(gridDim.x) * kThreads;
+  for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
+    const Place at = place_of<I, kLast, kVec>(index, p);
+    const Box<A> box = read_box<A>(boxes, at.k, p);
+    if (!box.inside) continue;
+    A share[kVec];
+    const T* from = grad + at.k * in.n + at.c * in.c + at.ph * in.h + at.pw * in.w;
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) share[v] = static_cast<A>(from[v * in.c]) * box.scale;
+    A* map = output + box.image * out.n + at.c * out.c;
+    const SampleRange ys = sample_range(box.y, at.ph, p.height), xs = sample_range(box.x, at.pw, p.width);
+    for (int64_t iy = ys.first; iy < ys.last; ++iy) {
+      Taps<A> ty;
+      if (!taps_at(box.y.sample(at.ph, iy), p.height, ty)) continue;
+      A* low = map + ty.low * out.h;
+      A* high = map + ty.high * out.h;
+      for (int64_t ix = xs.first; ix < xs.last; ++ix) {
+        Taps<A> tx;
+        if (!taps_at(box.x.sample(at.pw, ix), p.width, tx)) continue;
+        atomic_add<A, kVec>(low + tx.low * out.w, share, ty.w_low * tx.w_low);
+        if (tx.w_high != A(0)) atomic_add<A, kVec>(low + tx.high * out.w, share, ty.w_low * tx.w_high);
+        if (ty.w_high == A(0)) continue;
+        atomic_add<A, kVec>(high + tx.low * out.w, share, ty.w_high * tx.w_low);
+        if (tx.w_high != A(0)) atomic_add<A, kVec>(high + tx.high * out.w, share, ty.w_high * tx.w_high);
+      }
+    }
+  }
+}
+
+// ---- deterministic backward ----
+
+constexpr int kTile = 16;     // a block owns 16 x 16 pixels ...
+constexpr int kChannels = 8;  // ... of 8 channels
+
+// The weight of a pixel in bin `b` along one axis.
+template <typename A>
+__device__ __forceinline__ A weight_of(const Axis<A>& axis, int64_t b, int64_t pixel, int64_t size) {
+  const SampleRange range = sample_range(axis, b, size);
+  A weight = A(0);
+  for (int64_t i = range.first; i < range.last; ++i) {
+    Taps<A> taps;
+    if (!taps_at(axis.sample(b, i), size, taps)) continue;
+    if (taps.low == pixel) weight += taps.w_low;
+    if (taps.high == pixel && taps.high != taps.low) weight += taps.w_high;
+  }
+  return weight;
+}
+
+// Whether the box can reach the pixels [first, first + kTile) along an axis.
+template <typename A>
+__device__ __forceinline__ bool reaches(const Axis<A>& axis, int64_t pooled, int64_t first) {
+  const A end = axis.start + static_cast<A>(pooled) * axis.bin;
+  const A low = axis.start < end ? axis.start : end, high = axis.start < end ? end : axis.start;
+  // Samples as far as a pixel outside the map count for its border, hence the wider margin.
+  return high >= static_cast<A>(first) - A(2) && low <= static_cast<A>(first + kTile) + A(2);
+}
+
+template <typename T, typename A, typename B>
+__global__ void __launch_bounds__(kTile* kTile)
+    deterministic_kernel(const T* __restrict__ grad, Strides in, const B* __restrict__ boxes, T* __restrict__ output,
+                         Strides out, Problem p, int64_t tiles_x, int64_t tiles_y) {
+  const int64_t tile = blockIdx.x;
+  const int64_t left = tile % tiles_x * kTile, top = tile / tiles_x % tiles_y * kTile;
+  const int64_t image = tile / (tiles_x * tiles_y);
+  const int64_t x = left + threadIdx.x % kTile, y = top + threadIdx.x / kTile;
+  if (x >= p.width || y >= p.height) return;
+  for (int64_t c0 = static_cast<int64_t>(blockIdx.y) * kChannels; c0 < p.channels;
+       c0 += static_cast<int64_t>(gridDim.y) * kChannels) {
+    const int count = static_cast<int>(p.channels - c0 < kChannels ? p.channels - c0 : kChannels);
+    A sum[kChannels] = {};
+    for (int64_t k = 0; k < p.boxes; ++k) {
+      const Box<A> box = read_box<A>(boxes, k, p);
+      if (!box.inside || box.image != image) continue;
+      if (!reaches(box.x, p.pooled_w, left) || !reaches(box.y, p.pooled_h, top)) continue;
+      const T* from = grad + k * in.n + c0 * in.c;
+      for (int64_t ph = 0; ph < p.pooled_h; ++ph) {
+        const A wy = weight_of(box.y, ph, y, p.height) * box.scale;
+        if (wy == A(0)) continue;
+        for (int64_t pw = 0; pw < p.pooled_w; ++pw) {
+          const A weight = wy * weight_of(box.x, pw, x, p.width);
+          if (weight == A(0)) continue;
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) {
+            if (c < count) sum[c] += weight * static_cast<A>(from[c * in.c + ph * in.h + pw * in.w]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      if (c < count) output[image * out.n + (c0 + c) * out.c + y * out.h + x * out.w] = static_cast<T>(sum[c]);
+    }
+  }
+}
+
+// ---- launches ----
+
+Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+
+// Whether kVec channels can be moved at once: they lie side by side, and every address is aligned to their size.
+bool can_vectorise(const Tensor& t, int64_t vec, size_t element_size) {
+  const bool strides = t.stride(1) == 1 && t.stride(0) % vec == 0 && t.stride(2) % vec == 0 && t.stride(3) % vec == 0;
+  return strides && t.size(1) % vec == 0 && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % (vec * element_size) == 0;
+}
+
+unsigned grid_for(int64_t total) {
+  return static_cast<unsigned>(std::min<int64_t>((total + kThreads - 1) / kThreads, int64_t(1) << 22));
+}
+
+// Calls `body(I{})` with 32-bit indices where every number up to total + one grid of threads fits, else 64-bit ones.
+template <typename Body>
+void with_index(int64_t total, const Body& body) {
+  const int64_t margin = static_cast<int64_t>(grid_for(total)) * kThreads;
+  if (total + margin < std::numeric_limits<uint32_t>::max()) {
+    body(uint32_t{});
+  } else {
+    body(uint64_t{});
+  }
+}
+
+// Calls `body(B{})` with the boxes' type.
+template <typename Body>
+void with_box_type(const Tensor& boxes, const Body& body) {
+  if (boxes.scalar_type() == ScalarType::Double) {
+    body(double{});
+  } else {
+    body(float{});
+  }
+}
+
+void check_arguments(const char* op, const Tensor& boxes, int64_t pooled_h, int64_t pooled_w) {
+  check_dim(op, "boxes", boxes, 2, "(K, 5)");
+  check(boxes.size(1) == 5, op, "boxes must have shape (K, 5), got ", shape_of(boxes));
+  check_box_dtype(op, "boxes", boxes);
+  check(pooled_h > 0 && pooled_w > 0, op, "output_size must be positive, got (", pooled_h, ", ", pooled_w, ")");
+}
+
+Tensor forward_cuda(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
+                    int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+  constexpr const char* kOp = "roi_align";
+  check_dim(kOp, "input", input, 4, "(N, C, H, W)");
+  check_floating(kOp, "input", input);
+  check_same_device(kOp, "input", input, "boxes", boxes);
+  check_arguments(kOp, boxes, pooled_height, pooled_width);
+  const CudaDevice device(input);
+  const Problem p{boxes.size(0), input.size(1), input.size(0),  input.size(2),  input.size(3), pooled_height,
+                  pooled_width,  spatial_scale, sampling_ratio, aligned};
+  const bool last = is_channels_last(input);
+  Tensor out = empty_4d(input, p.boxes, p.channels, pooled_height, pooled_width, last);
+  if (out.numel() == 0) return out;
+  if (input.numel() == 0) return torch::stable::zero_(out);
+  const Tensor rois = torch::stable::contiguous(boxes);
+  const cudaStream_t stream = current_stream(input);
+  dispatch_floating(input.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = accumulate_t<T>;
+    constexpr int kWide = 16 / sizeof(T);
+    const T* from = static_cast<const T*>(input.const_data_ptr());
+    T* to = static_cast<T*>(out.mutable_data_ptr());
+    const bool wide = last && can_vectorise(input, kWide, sizeof(T)) && can_vectorise(out, kWide, sizeof(T));
+    const int64_t total = out.numel() / (wide ? kWide : 1);
+    with_box_type(rois, [&](auto box_tag) {
+      using B = decltype(box_tag);
+      const B* b = static_cast<const B*>(rois.const_data_ptr());
+      with_index(total, [&](auto index_tag) {
+        using I = decltype(index_tag);
+        const auto launch = [&](auto kernel) {
+          kernel<<<grid_for(total), kThreads, 0, stream>>>(from, strides_of(input), b, to, strides_of(out),
+                                                           static_cast<I>(total), p);
+        };
+        if (wide) {
+          launch(forward_kernel<T, A, B, I, true, kWide>);
+        } else if (last) {
+          launch(forward_kernel<T, A, B, I, true, 1>);
+        } else {
+          launch(forward_kernel<T, A, B, I, false, 1>);
+        }
+      });
+    });
+    check_cuda(kOp, cudaGetLastError());
+  });
+  return out;
+}
+
+template <typename T, typename A, typename B>
+void launch_deterministic(const Tensor& grad, const B* boxes, Tensor& out, const Problem& p, cudaStream_t stream) {
+  const int64_t tiles_x = (p.width + kTile - 1) / kTile, tiles_y = (p.height + kTile - 1) / kTile;
+  const int64_t tiles = tiles_x * tiles_y * p.images;
+  check(tiles <= std::numeric_limits<int32_t>::max(), "_roi_align_backward", "the map has too many pixels: ",
+        p.images * p.height * p.width);
+  const int64_t groups = std::min<int64_t>((p.channels + kChannels - 1) / kChannels, 65535);
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
+  deterministic_kernel<T, A, B><<<grid, kTile * kTile, 0, stream>>>(
+      static_cast<const T*>(grad.const_data_ptr()), strides_of(grad), boxes, static_cast<T*>(out.mutable_data_ptr()),
+      strides_of(out), p, tiles_x, tiles_y);
+}
+
+template <typename T, typename A, typename B>
+void launch_atomic(const Tensor& grad, const B* boxes, Tensor& out, const Problem& p, bool last, cudaStream_t stream) {
+  constexpr int kWide = 4;
+  const bool wide = last && std::is_same_v<A, float> && can_vectorise(out, kWide, sizeof(A));
+  const int64_t total = grad.numel() / (wide ? kWide : 1);
+  with_index(total, [&](auto index_tag) {
+    using I = decltype(index_tag);
+    const auto launch = [&](auto kernel) {
+      kernel<<<grid_for(total), kThreads, 0, stream>>>(static_cast<const T*>(grad.const_data_ptr()), strides_of(grad),
+                                                       boxes, static_cast<A*>(out.mutable_data_ptr()), strides_of(out),
+                                                       static_cast<I>(total), p);
+    };
+    if (wide) {
+      launch(backward_kernel<T, A, B, I, true, kWide>);
+    } else if (last) {
+      launch(backward_kernel<T, A, B, I, true, 1>);
+    } else {
+      launch(backward_kernel<T, A, B, I, false, 1>);
+    }
+  });
+}
+
+Tensor backward_cuda(const Tensor& grad, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
+                     int64_t pooled_width, int64_t batch_size, int64_t channels, int64_t height, int64_t width,
+                     int64_t sampling_ratio, bool aligned, bool channels_last, bool deterministic) {
+  constexpr const char* kOp = "_roi_align_backward";
+  check_dim(kOp, "grad", grad, 4, "(K, C, height, width)");
+  check_floating(kOp, "grad", grad);
+  check_same_device(kOp, "grad", grad, "boxes", boxes);
+  check_arguments(kOp, boxes, pooled_height, pooled_width);
+  check(grad.size(0) == boxes.size(0) && grad.size(1) == channels && grad.size(2) == pooled_height &&
+            grad.size(3) == pooled_width,
+        kOp, "grad must have shape (", boxes.size(0), ", ", channels, ", ", pooled_height, ", ", pooled_width,
+        "), got ", shape_of(grad));
+  const CudaDevice device(grad);
+  const Problem p{boxes.size(0), channels,     batch_size,    height,         width,
+                  pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned};
+  Tensor out = empty_4d(grad, batch_size, channels, height, width, channels_last);
+  if (out.numel() == 0) return out;
+  if (grad.numel() == 0) return torch::stable::zero_(out);
+  const Tensor rois = torch::stable::contiguous(boxes);
+  const cudaStream_t stream = current_stream(grad);
+  dispatch_floating(grad.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    using A = accumulate_t<T>;
+    // Half types are summed in float32 and rounded once.
+    Tensor sum = out;
+    if (!deterministic) {
+      if (!std::is_same_v<T, A>) sum = torch::stable::to(out, ScalarType::Float);
+      torch::stable::zero_(sum);
+    }
+    with_box_type(rois, [&](auto box_tag) {
+      using B = decltype(box_tag);
+      const B* b = static_cast<const B*>(rois.const_data_ptr());
+      if (deterministic) {
+        launch_deterministic<T, A, B>(grad, b, out, p, stream);
+      } else {
+        launch_atomic<T, A, B>(grad, b, sum, p, channels_last, stream);
+      }
+    });
+    check_cuda(kOp, cudaGetLastError());
+    if (!deterministic && !std::is_same_v<T, A>) torch::stable::copy_(out, sum);
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace roi_align
+}  // namespace d2proj
+
+STABLE_TORCH_LIBRARY_IMPL(d2proj, CUDA, m) {
+  m.impl("roi_align", TORCH_BOX(&d2proj::roi_align::forward_cuda));
+  m.impl("_roi_align_backward", TORCH_BOX(&d2proj::roi_align::backward_cuda));
+}

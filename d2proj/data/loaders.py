@@ -1,0 +1,272 @@
+"""The loaders: batches of mapped samples, from worker processes or this one."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from d2proj.data.bad_image import BadImage, BadImageError, BadImageLog
+from d2proj.data.detection_data import DetectionData
+from d2proj.data.mapper import DetectionMapper
+from d2proj.data.samplers import Sample, TrainBatchSampler, repeat_factors
+from d2proj.errors import InputError
+
+Record = dict[str, Any]
+Mapper = Callable[[Record], Record]
+# So many bad images in a row mean a wrong folder or a dead disk, not a few damaged files.
+_MAX_REPLACEMENTS = 20
+
+
+def build_train_loader(
+    data: DetectionData,
+    *,
+    batch_size: int,
+    workers: int,
+    augmentations: Sequence[Any],
+    seed: int,
+    start_iter: int = 0,
+    aspect_ratio_grouping: bool = True,
+    repeat_threshold: float = 0.0,
+    filter_empty: bool = True,
+    on_bad_image: str = "raise",
+    image_format: str = "BGR",
+) -> "TrainLoader":
+    """An endless loader of training batches for this process.
+
+    What comes is a function of the data, the seed and the arguments alone: not of ``workers``, and
+    with ``start_iter=k`` it is what an uninterrupted run gets from its k-th batch on.
+
+    Args:
+        data: from ``load_dataset``.
+        batch_size: images per iteration, over all processes.
+        workers: worker processes of this process; 0 reads in this one.
+        augmentations: Detectron2's.
+        seed: of the order and of the augmentations; the same on all processes.
+        start_iter: iterations that are already done.
+        aspect_ratio_grouping: make batches of wide or of tall images only (less padding).
+        repeat_threshold: class frequency below which images are repeated as in LVIS; 0: never.
+        filter_empty: leave out images without boxes to train on.
+        on_bad_image: "raise", or "skip": another image takes its place.
+        image_format: order of the channels.
+
+    Raises:
+        InputError: a batch size that the processes cannot share, no image left to train on, or,
+            while iterating, an image that cannot be used.
+    """
+    world_size = comm.get_world_size()
+    if batch_size < 1 or batch_size % world_size:
+        raise InputError(
+            f"data.batch_size must be a positive multiple of the number of processes "
+            f"({world_size}), not {batch_size}."
+        )
+    _check_workers(workers)
+    indices = np.arange(len(data))
+    if filter_empty:
+        indices = np.flatnonzero(data.dicts.boxes_per_image(crowd=False))
+    if not len(indices):
+        raise InputError(f"{data.name}: none of its {len(data)} images has a box to train on.")
+    tall = data.dicts.heights[indices] >= data.dicts.widths[indices]
+    sampler = TrainBatchSampler(
+        indices,
+        batch_size=batch_size // world_size,
+        seed=seed,
+        start=start_iter,
+        tall=tall if aspect_ratio_grouping else None,
+        factors=repeat_factors(data.dicts, indices, repeat_threshold) if repeat_threshold else None,
+    )
+    mapper = DetectionMapper(augmentations, image_format=image_format, training=True)
+    dataset = SeededSamples(data.dicts, mapper, seed=seed, replacements=indices)
+    return TrainLoader(dataset, sampler, workers, BadImageLog(on_bad_image))
+
+
+def build_val_loader(
+    data: DetectionData,
+    *,
+    batch_size: int = 1,
+    workers: int,
+    augmentations: Sequence[Any],
+    on_bad_image: str = "raise",
+    image_format: str = "BGR",
+) -> "ValLoader":
+    """A loader that gives each image once, in order; each process gets a contiguous share.
+
+    Args:
+        data: from ``load_dataset``.
+        batch_size: images per batch of one process.
+        workers: worker processes of this process; 0 reads in this one.
+        augmentations: Detectron2's; without anything random for a validation.
+        on_bad_image: "raise", or "skip": the image is left out.
+        image_format: order of the channels.
+    """
+    _check_workers(workers)
+    if batch_size < 1:
+        raise InputError(f"eval.batch_size must be positive, not {batch_size}.")
+    mapper = DetectionMapper(augmentations, image_format=image_format, training=False)
+    dataset = SeededSamples(data.dicts, mapper, seed=0, replacements=None)
+    return ValLoader(dataset, batch_size, workers, BadImageLog(on_bad_image))
+
+
+class SeededSamples(Dataset[Record | BadImage]):
+    """Maps sample (position, index), with every random generator seeded from (seed, position).
+
+    A multi-image augmentation finds here all it needs: the records, the mapper's ``read``, and
+    generators to choose partners with.
+
+    Args:
+        records: dataset dicts.
+        mapper: called with a dict, raises BadImageError.
+        seed: see above.
+        replacements: indices to draw from in place of a bad image; None: do not replace.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        mapper: Mapper,
+        *,
+        seed: int,
+        replacements: np.ndarray | None,
+    ) -> None:
+        self._records = records
+        self._mapper = mapper
+        self._seed = seed
+        self._replacements = replacements
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, sample: Sample) -> Record:
+        """The mapped sample; ``bad_images`` in it lists what it took the place of.
+
+        A sample for which there is nothing (a bad image and no replacement) is {} but for that.
+        """
+        position, index = sample
+        bad: list[BadImage] = []
+        with seeded_generators(self._seed, position):
+            for _ in range(_MAX_REPLACEMENTS):
+                try:
+                    return {**self._mapper(self._records[index]), "bad_images": bad}
+                except BadImageError as error:
+                    bad.append(BadImage(error.path, error.reason))
+                if self._replacements is None:
+                    return {"bad_images": bad}
+                index = int(self._replacements[random.randrange(len(self._replacements))])
+        return {"bad_images": bad}
+
+
+class seeded_generators:
+    """Seeds Python's, numpy's and torch's (CPU) generators, and restores them afterwards.
+
+    It must be numpy's global one, which NPY002 objects to: Detectron2's augmentations draw from it.
+    Of torch's only the CPU's: ``torch.manual_seed`` would reseed the GPU of a process that loads
+    without workers.
+    """
+
+    def __init__(self, seed: int, position: int) -> None:
+        # Three independent words for three generators.
+        self._words = np.random.SeedSequence([seed, position]).generate_state(3).tolist()
+
+    def __enter__(self) -> None:
+        self._saved = (
+            random.getstate(),
+            np.random.get_state(),  # noqa: NPY002
+            torch.default_generator.get_state(),
+        )
+        random.seed(self._words[0])
+        np.random.seed(self._words[1])  # noqa: NPY002
+        torch.default_generator.manual_seed(self._words[2])
+
+    def __exit__(self, *exception: object) -> None:
+        python, numpy, torch_state = self._saved
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.default_generator.set_state(torch_state)
+
+
+class TrainLoader:
+    """An endless iterable of batches, lists of dicts in Detectron2's format.
+
+    Attributes:
+        bad_images: path -> how many times it was met, in this process.
+    """
+
+    def __init__(
+        self,
+        dataset: SeededSamples,
+        batch_sampler: TrainBatchSampler,
+        workers: int,
+        log: BadImageLog,
+    ) -> None:
+        self._loader = _data_loader(dataset, batch_sampler, workers)
+        self._log = log
+        self.bad_images = log.counts
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        for batch in self._loader:
+            for sample in batch:
+                bad = sample.pop("bad_images")
+                for entry in bad:
+                    self._log.add(entry)
+                if "image" not in sample:
+                    raise InputError(
+                        f"{len(bad)} images in a row cannot be used, the last {bad[-1].path}: "
+                        f"{bad[-1].reason}."
+                    )
+            yield batch
+
+
+class ValLoader:
+    """A sized iterable of batches, lists of dicts in Detectron2's format, each image once.
+
+    Attributes:
+        bad_images: path -> how many times it was met, in this process.
+    """
+
+    def __init__(
+        self, dataset: SeededSamples, batch_size: int, workers: int, log: BadImageLog
+    ) -> None:
+        # Positions do not matter here, but __getitem__ takes a pair.
+        indices = list(InferenceSampler(len(dataset)))
+        starts = range(0, len(indices), batch_size)
+        batches = [[(i, i) for i in indices[start : start + batch_size]] for start in starts]
+        self._loader = _data_loader(dataset, batches, workers)
+        self._log = log
+        self.bad_images = log.counts
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        for batch in self._loader:
+            for sample in batch:
+                for entry in sample.pop("bad_images"):
+                    self._log.add(entry)
+            if good := [sample for sample in batch if "image" in sample]:
+                yield good
+
+
+def _data_loader(dataset: SeededSamples, batch_sampler: Any, workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_as_list,
+        persistent_workers=workers > 0,
+        # Iterating draws a seed for the workers, which must not come from the model's generator.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _as_list(batch: list[Record]) -> list[Record]:
+    return batch
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise InputError(f"data.workers must not be negative, not {workers}.")

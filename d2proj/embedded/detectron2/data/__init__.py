@@ -1,0 +1,33 @@
+"""Data sets, their catalogue, augmentation and loading."""
+
+from . import transforms  # first: the others use it
+from .build import (
+    build_batch_data_loader,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+    print_instances_class_histogram,
+)
+from .catalog import DatasetCatalog, Metadata, MetadataCatalog
+from .common import DatasetFromList, MapDataset, ToIterableDataset
+from .dataset_mapper import DatasetMapper
+
+from . import datasets, samplers  # isort: skip  # they import the catalogue from here
+
+__all__ = [
+    "DatasetCatalog",
+    "DatasetFromList",
+    "DatasetMapper",
+    "MapDataset",
+    "Metadata",
+    "MetadataCatalog",
+    "ToIterableDataset",
+    "build_batch_data_loader",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "datasets",
+    "get_detection_dataset_dicts",
+    "print_instances_class_histogram",
+    "samplers",
+    "transforms",
+]

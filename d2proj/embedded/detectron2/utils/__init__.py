@@ -1,0 +1,1 @@
+"""Process groups, logging, events, registries, files and drawing."""

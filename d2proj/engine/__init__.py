@@ -1,0 +1,1 @@
+"""Training and evaluation: configuration, trainer, hooks, processes."""

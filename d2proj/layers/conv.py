@@ -1,0 +1,83 @@
+"""Convolution with its normalisation and activation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2proj.layers.norm import FrozenBatchNorm2d, scale_and_shift
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` followed by an optional normalisation and activation.
+
+    The normalisation is the child ``norm``, as in Detectron2, so state-dict names agree
+    (``conv1.weight``, ``conv1.norm.weight``, ...). A normalisation that is a constant scale and
+    shift is folded into the kernel instead of being another pass over the map: ``FrozenBatchNorm2d``
+    always (gradients flow through the folded weight), ``BatchNorm2d`` in evaluation without gradients.
+    A fold that needs no gradient is kept until a tensor that it was made from changes.
+
+    Args:
+        norm: module applied to the output, or None.
+        activation: callable applied last, or None. May work in place.
+        *args, **kwargs: as ``torch.nn.Conv2d``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+        self._fold: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        if self._norm_is_constant():
+            weight, bias = self._folded()
+            x = self._conv_forward(x, weight, bias)
+        else:
+            x = self._conv_forward(x, self.weight, self.bias)
+            if self.norm is not None:
+                x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def _norm_is_constant(self) -> bool:
+        if isinstance(self.norm, FrozenBatchNorm2d):
+            return True
+        return (
+            type(self.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+            and not self.norm.training
+            and not torch.is_grad_enabled()
+        )
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        if (torch.is_grad_enabled() and self.weight.requires_grad) or torch.compiler.is_compiling():
+            return self._make_fold()
+        key = self._fold_key()
+        if self._fold is None or self._fold[0] != key:
+            # Outside inference mode, so that a later training step may use a frozen layer's fold.
+            with torch.inference_mode(False), torch.no_grad():
+                self._fold = (key, *self._make_fold())
+        return self._fold[1], self._fold[2]
+
+    def _make_fold(self) -> tuple[Tensor, Tensor]:
+        scale, shift = scale_and_shift(self.norm)
+        weight = self.weight * scale.view(-1, 1, 1, 1)
+        return weight, shift if self.bias is None else self.bias * scale + shift
+
+    def _fold_key(self) -> tuple[int, ...]:
+        tensors = (self.weight, *self.norm.parameters(), *self.norm.buffers())
+        return tuple(number for t in tensors for number in (t.data_ptr(), t._version))
+
+    def train(self, mode: bool = True) -> "Conv2d":
+        self._fold = None  # writes through ``.data`` leave no trace in the key: start each phase anew
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fold": None}

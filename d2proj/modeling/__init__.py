@@ -1,0 +1,1 @@
+"""Parts of detectors; :mod:`d2proj.modeling.meta_arch` composes them."""

@@ -1,0 +1,60 @@
+"""Assignment of ground truth to predictions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Matcher:
+    """Match by thresholds on the quality (IoU) of each prediction's best ground truth.
+
+    Args:
+        thresholds: ascending bounds between the intervals of quality.
+        labels: label of each interval, one more than thresholds: 1 positive, 0 negative, -1 ignored.
+        allow_low_quality_matches: also make positive the predictions that are best for some ground truth
+            (all of those, where several tie), so that none goes unmatched (Faster R-CNN, section 3.1.2).
+    """
+
+    def __init__(
+        self,
+        *,
+        thresholds: Sequence[float],
+        labels: Sequence[int],
+        allow_low_quality_matches: bool = False,
+    ) -> None:
+        if list(thresholds) != sorted(thresholds) or len(labels) != len(thresholds) + 1:
+            raise ValueError(
+                "a matcher takes ascending thresholds and one label more, "
+                f"got {list(thresholds)} and {list(labels)}"
+            )
+        if any(label not in (-1, 0, 1) for label in labels):
+            raise ValueError(f"matcher labels must be -1, 0 or 1, got {list(labels)}")
+        self.thresholds = list(thresholds)
+        self.labels = list(labels)
+        self.allow_low_quality_matches = allow_low_quality_matches
+
+    def __call__(self, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Match predictions to ground truth.
+
+        Args:
+            quality: (G, P) quality of each pair, G ground truths and P predictions.
+
+        Returns:
+            (P,) int64 index of the best ground truth (0 where there is none) and (P,) int8 label. Without
+            ground truth every prediction gets the label of the lowest interval.
+        """
+        num_truths, num_predictions = quality.shape
+        if num_truths == 0:
+            matches = quality.new_zeros(num_predictions, dtype=torch.int64)
+            return matches, torch.full_like(matches, self.labels[0], dtype=torch.int8)
+        best, matches = quality.max(dim=0)
+        labels = torch.full_like(matches, self.labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.thresholds, self.labels[1:]):
+            labels.masked_fill_(best >= threshold, label)
+        if self.allow_low_quality_matches:
+            best_of_truth = quality.amax(dim=1, keepdim=True)
+            # A truth that overlaps nothing is best for nothing (not for all, at quality 0).
+            is_best = (quality == best_of_truth) & (best_of_truth > 0)
+            labels.masked_fill_(is_best.any(dim=0), 1)
+        return matches, labels

@@ -1,0 +1,5 @@
+"""The compiled ops in plain torch, same file names: oracle for the tests, and documentation."""
+
+from d2proj.ops.reference import nms
+
+__all__ = ["nms"]
