@@ -44,7 +44,7 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(PY) benchmarks/ops.py
-	$(PY) benchmarks/models.py
+	$(PY) -m benchmarks.models
 
 build: $(VENV)/.installed
 

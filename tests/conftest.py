@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import d2proj  # before any test imports detectron2: it finds the embedded one where none is installed
+import d2proj  # before any test imports detectron2: it makes the embedded one importable
 from d2proj._detectron2 import is_embedded
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
@@ -12,7 +12,8 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_report_header() -> str:
     """Say which Detectron2 the tests run on."""
-    return f"d2proj {d2proj.__version__} on the {'embedded' if is_embedded() else 'real'} Detectron2"
+    which = "embedded" if is_embedded() else "real"
+    return f"d2proj {d2proj.__version__} on the {which} Detectron2"
 
 
 @pytest.fixture(scope="session")

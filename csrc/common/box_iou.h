@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "macros.h"
+#include "common/macros.h"
 
 namespace d2proj {
 

@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
-#include "tensor.h"
+#include "common/tensor.h"
 
 // A shim of torch's CUDA half, weak so that the library also loads where torch has no CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -24,8 +24,8 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Makes the tensor's device the current one for torch's runtime, which allocates, and for ours, which launches: the CUDA
-// runtime linked into this library keeps a current device of its own.
+// Makes the tensor's device the current one for torch's runtime, which allocates, and for ours, which launches: the
+// CUDA runtime linked into this library keeps a current device of its own.
 class CudaDevice {
  public:
   explicit CudaDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {

@@ -1,6 +1,6 @@
-// SIMD chosen at run time. The library is compiled for the oldest CPU of its kind; a kernel's hot part is an always-inlined
-// body that `simd::dispatch` instantiates once more inside functions compiled for AVX2 and for AVX-512, and picks from by
-// what the running CPU has. D2PROJ_SIMD=base|avx2|avx512 lowers the choice (tests run every level).
+// SIMD chosen at run time. The library is compiled for the oldest CPU of its kind; a kernel's hot part is an
+// always-inlined body that `simd::dispatch` instantiates once more inside functions compiled for AVX2 and for AVX-512,
+// and picks from by what the running CPU has. D2PROJ_SIMD=base|avx2|avx512 lowers the choice (tests run every level).
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,8 @@ D2_TARGET_AVX2 void run_avx2(const Args&... args) {
 }
 #endif
 
-// Calls `Body::run<level>(args...)`, a `template <simd::Level> static D2_INLINE void run(...)`, compiled for that level.
+// Calls `Body::run<level>(args...)`, a `template <simd::Level> static D2_INLINE void run(...)`, compiled for that
+// level.
 template <typename Body, typename... Args>
 void dispatch(const Args&... args) {
 #if defined(__x86_64__)
@@ -164,9 +165,10 @@ D2_INLINE void transpose8(Float8 (&r)[8]) {
   }
 }
 
-// Two matrices that are each other's transpose, `planes` x `count` (element (p, i) at src[p * plane_stride + i * step]) and
-// count x kLanes (at dst[i * kLanes + p]): `gather_lanes` writes the second, `scatter_lanes` the first. They turn planar
-// channels into the lanes of a Wide and back, converting the storage type. Lanes from `planes` on are zeroed or ignored.
+// Two matrices that are each other's transpose, `planes` x `count` (element (p, i) at src[p * plane_stride + i * step])
+// and count x kLanes (at dst[i * kLanes + p]): `gather_lanes` writes the second, `scatter_lanes` the first. They turn
+// planar channels into the lanes of a Wide and back, converting the storage type. Lanes from `planes` on are zeroed or
+// ignored.
 template <Level L, typename T, typename A>
 D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count) {
   constexpr int64_t kLanes = Wide<A>::kLanes;

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/box_iou.h"
+#include "common/box_iou.h"
 
 namespace d2proj {
 namespace nms {

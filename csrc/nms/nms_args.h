@@ -4,7 +4,7 @@
 #include <limits>
 #include <optional>
 
-#include "../common/tensor.h"
+#include "common/tensor.h"
 
 namespace d2proj {
 namespace nms {

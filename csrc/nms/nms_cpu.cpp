@@ -2,8 +2,8 @@
 #include <numeric>
 #include <tuple>
 
-#include "nms_args.h"
-#include "nms_greedy.h"
+#include "nms/nms_args.h"
+#include "nms/nms_greedy.h"
 
 namespace d2proj {
 namespace {

@@ -5,9 +5,9 @@
 #include <cub/cub.cuh>
 #include <tuple>
 
-#include "../common/cuda.h"
-#include "nms_args.h"
-#include "nms_kernels.cuh"
+#include "common/cuda.h"
+#include "nms/nms_args.h"
+#include "nms/nms_kernels.cuh"
 
 namespace d2proj {
 namespace {

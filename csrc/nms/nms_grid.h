@@ -14,8 +14,8 @@
 #include <limits>
 #include <vector>
 
-#include "nms.h"
-#include "nms_simd.h"
+#include "nms/nms.h"
+#include "nms/nms_simd.h"
 
 namespace d2proj {
 namespace nms {
@@ -63,24 +63,21 @@ class Grid {
         begin_[c + 1] += begin_[c];
       }
     }
-    fresh_.assign(begin_.begin(), begin_.end() - 1);
-    end_ = fresh_;
+    end_.assign(begin_.begin(), begin_.end() - 1);
     // The scan reads whole vectors: beyond a cell's end lie empty boxes or kept boxes of the next cell,
     // and either is harmless.
     stride_ = count + kOverread;
     store_.assign(5 * stride_, T(0));
   }
 
-  // Whether a box kept in the current round (`recent`) or in the rounds before suppresses `box`.
-  bool suppressed(const Box<T>& box, T area, bool recent) const {
+  // Whether a kept box suppresses `box`.
+  bool suppressed(const Box<T>& box, T area) const {
     const KeptView<T> kept{store_.data(), stride_};
     const Query<T> query{box, area, threshold_.exact, loose_};
-    const uint32_t* from = recent ? fresh_.data() : begin_.data();
-    const uint32_t* to = recent ? end_.data() : fresh_.data();
     if (columns_ == 1 && rows_ == 1) {
-      return scan_(query, kept, from, to, Window{0, 0, 0, 0, 1, 0});
+      return scan_(query, kept, begin_.data(), end_.data(), Window{0, 0, 0, 0, 1, 0});
     }
-    return scan_(query, kept, from, to, window(box));
+    return scan_(query, kept, begin_.data(), end_.data(), window(box));
   }
 
   void keep(const Box<T>& box, T area) {
@@ -92,9 +89,6 @@ class Grid {
     x1[3 * stride_] = box.y2;
     x1[4 * stride_] = area;
   }
-
-  // Ends the round: what it kept counts as kept before.
-  void next_round() { std::copy(end_.begin(), end_.end(), fresh_.begin()); }
 
  private:
   // Chooses the cells: about as large as the reach of a box of average size.
@@ -178,8 +172,8 @@ class Grid {
   T origin_x_ = 0, origin_y_ = 0, scale_x_ = 0, scale_y_ = 0, margin_ = 0;
   T longest_x_ = 0, longest_y_ = 0;
   int64_t stride_ = 0;
-  // Per cell: its first slot, one past the last slot filled in earlier rounds, and in this round.
-  std::vector<uint32_t> begin_, fresh_, end_;
+  // Per cell: its first slot, and one past the last slot filled.
+  std::vector<uint32_t> begin_, end_;
   std::vector<T> store_;  // x1 | y1 | x2 | y2 | area, `stride_` slots each
 };
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "nms.h"
+#include "nms/nms.h"
 
 namespace d2proj {
 namespace nms {

@@ -16,8 +16,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include "../common/simd.h"
-#include "nms.h"
+#include "common/simd.h"
+#include "nms/nms.h"
 
 namespace d2proj {
 namespace nms {
@@ -72,7 +72,7 @@ namespace sse2 {
 #define D2PROJ_TARGET __attribute__((target("sse2")))
 D2PROJ_LANES(Floats, float, __m128, _mm, ps, _mm_movemask_ps(_mm_cmpgt_ps(a, b)))
 D2PROJ_LANES(Doubles, double, __m128d, _mm, pd, _mm_movemask_pd(_mm_cmpgt_pd(a, b)))
-#include "nms_scan.inl"
+#include "nms/nms_scan.inl"
 #undef D2PROJ_TARGET
 }  // namespace sse2
 
@@ -80,7 +80,7 @@ namespace avx2 {
 #define D2PROJ_TARGET __attribute__((target("avx2")))
 D2PROJ_LANES(Floats, float, __m256, _mm256, ps, _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)))
 D2PROJ_LANES(Doubles, double, __m256d, _mm256, pd, _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)))
-#include "nms_scan.inl"
+#include "nms/nms_scan.inl"
 #undef D2PROJ_TARGET
 }  // namespace avx2
 
@@ -88,7 +88,7 @@ namespace avx512 {
 #define D2PROJ_TARGET __attribute__((target("avx512f")))
 D2PROJ_LANES(Floats, float, __m512, _mm512, ps, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ))
 D2PROJ_LANES(Doubles, double, __m512d, _mm512, pd, _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ))
-#include "nms_scan.inl"
+#include "nms/nms_scan.inl"
 #undef D2PROJ_TARGET
 }  // namespace avx512
 
@@ -110,7 +110,7 @@ struct Lanes {
 using Floats = Lanes<float>;
 using Doubles = Lanes<double>;
 #define D2PROJ_TARGET
-#include "nms_scan.inl"
+#include "nms/nms_scan.inl"
 #undef D2PROJ_TARGET
 }  // namespace scalar
 

@@ -1,8 +1,8 @@
 // RoIAlign's geometry (He et al., Mask R-CNN, 2017, section 3), shared by the CPU and the CUDA kernel; no torch here.
 //
-// A box is cut into pooled_h x pooled_w bins; a bin's value is the mean of grid_h x grid_w bilinear samples spread evenly
-// in it. Samples form a regular grid, so everything separates by axis: the weight of a pixel in a bin is (its weight along
-// y) * (its weight along x), and either axis can be worked out alone.
+// A box is cut into pooled_h x pooled_w bins; a bin's value is the mean of grid_h x grid_w bilinear samples spread
+// evenly in it. Samples form a regular grid, so everything separates by axis: the weight of a pixel in a bin is (its
+// weight along y) * (its weight along x), and either axis can be worked out alone.
 #pragma once
 
 #include <cmath>
@@ -52,8 +52,8 @@ D2_HD T sample_count(const Axis<T>& y, const Axis<T>& x) {
   return count > T(1) ? count : T(1);
 }
 
-// The samples [first, last) of bin `b`, without those that are certain to lie outside a map of `size` pixels: a box may be
-// a billion pixels long and have as many samples.
+// The samples [first, last) of bin `b`, without those that are certain to lie outside a map of `size` pixels: a box may
+// be a billion pixels long and have as many samples.
 struct SampleRange {
   int64_t first, last;
 };

@@ -1,10 +1,11 @@
 // RoIAlign on the CPU.
 //
-// The channels of a pixel are summed together, 64 bytes at a time. A channels-last map is read as it lies. Of a planar one,
-// a task (one image, 16 channels) first turns the pixels that its boxes touch into a small channels-last buffer that stays
-// in the cache; where boxes are so few that this would cost more than it saves, they are summed plane by plane.
-// The backward pass is the same in mirror image. A task owns the part of the gradient that it adds to (an image, a band of
-// rows, some channels) and takes boxes in order: no atomics, and the same bits whatever the number of threads.
+// The channels of a pixel are summed together, 64 bytes at a time. A channels-last map is read as it lies. Of a planar
+// one, a task (one image, 16 channels) first turns the pixels that its boxes touch into a small channels-last buffer
+// that stays in the cache; where boxes are so few that this would cost more than it saves, they are summed plane by
+// plane. The backward pass is the same in mirror image. A task owns the part of the gradient that it adds to (an image,
+// a band of rows, some channels) and takes boxes in order: no atomics, and the same bits whatever the number of
+// threads.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -55,8 +56,8 @@ std::unique_ptr<A[], AlignedFree> aligned_buffer(int64_t elements) {
   return std::unique_ptr<A[], AlignedFree>(static_cast<A*>(pointer));
 }
 
-// A large fresh tensor costs more in page faults (4 kB at a time) than in writing; huge pages, where the system grants them,
-// make them few. Advice only: without it, or refused, nothing but time changes.
+// A large fresh tensor costs more in page faults (4 kB at a time) than in writing; huge pages, where the system grants
+// them, make them few. Advice only: without it, or refused, nothing but time changes.
 inline void advise_huge_pages(const Tensor& tensor) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = uintptr_t(1) << 21;
@@ -88,8 +89,8 @@ std::vector<ImageBoxes> group_by_image(const char* op, const A* boxes, int64_t c
 
 // ---- forward ----
 
-// Sums one box over kVectors * 64 bytes of channels; pixel (row, column) is at map + rows[row] + column * step. Bin b goes
-// to out + b * out_step. `kTaps` is the number of taps of every bin along x, 0 if they differ or are many.
+// Sums one box over kVectors * 64 bytes of channels; pixel (row, column) is at map + rows[row] + column * step. Bin b
+// goes to out + b * out_step. `kTaps` is the number of taps of every bin along x, 0 if they differ or are many.
 template <typename A, int kVectors, int kTaps>
 D2_INLINE void pool_column(A* out, int64_t out_step, const A* map, const int64_t* rows, int64_t step,
                            const BoxTaps<A>& box, const Options& o, int64_t pw) {
@@ -199,7 +200,8 @@ struct Forward {
 // Boxes of `job` (all of one image), channels [c0, c0 + count), through a compact buffer.
 struct PackedForward {
   template <Level L, typename T, typename A>
-  static D2_INLINE void run(const Forward<T, A>& f, const ImageBoxes& job, const Footprint& foot, int64_t c0, A* buffer) {
+  static D2_INLINE void run(const Forward<T, A>& f, const ImageBoxes& job, const Footprint& foot, int64_t c0,
+                            A* buffer) {
     constexpr int64_t kLanes = Wide<A>::kLanes;
     const Options& o = f.o;
     const int64_t count = std::min(kLanes, f.channels - c0);
@@ -436,7 +438,8 @@ struct PackedBackward {
 
 struct DirectBackward {
   template <Level L, typename A>
-  static D2_INLINE void run(const Backward<A, A>& f, const Part& part, const std::vector<int64_t>& boxes, int64_t* rows) {
+  static D2_INLINE void run(const Backward<A, A>& f, const Part& part, const std::vector<int64_t>& boxes,
+                            int64_t* rows) {
     constexpr int64_t kLanes = Wide<A>::kLanes;
     const Options& o = f.o;
     Map<A> out = f.out;
@@ -485,8 +488,8 @@ void backward(const Backward<T, A>& f, const std::vector<ImageBoxes>& images, in
       if (b == 0) {
         Footprint whole = foot;
         whole.lay_out(0, o.height);
-        packed[n] = !std::is_same_v<T, A> || (!as_it_lies && whole.taps() >= kReadsPerPixel * whole.pixels() &&
-                                              whole.pixels() <= kMaxPixels);
+        packed[n] = !std::is_same_v<T, A> ||
+                    (!as_it_lies && whole.taps() >= kReadsPerPixel * whole.pixels() && whole.pixels() <= kMaxPixels);
         work += whole.taps() * channels;
       }
       foot.lay_out(o.height * b / bands, o.height * (b + 1) / bands);

@@ -1,9 +1,9 @@
 // RoIAlign on CUDA.
 //
-// A thread makes one bin of kVec channels: one for a planar map (neighbouring threads take neighbouring bins), 16 bytes'
-// worth for a channels-last one (neighbouring threads take neighbouring channels, so that every access is a full line).
-// The backward pass adds with atomics, into float32 for half types; the deterministic one turns the loops inside out: a
-// thread owns a pixel and visits the boxes in order, which needs no memory and no atomics.
+// A thread makes one bin of kVec channels: one for a planar map (neighbouring threads take neighbouring bins), 16
+// bytes' worth for a channels-last one (neighbouring threads take neighbouring channels, so that every access is a full
+// line). The backward pass adds with atomics, into float32 for half types; the deterministic one turns the loops inside
+// out: a thread owns a pixel and visits the boxes in order, which needs no memory and no atomics.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -36,8 +36,8 @@ struct alignas(sizeof(T) * kVec) Pack {
   T lane[kVec];
 };
 
-// A box as a thread sees it. `inside` is false for a box that is not finite or whose image index is out of range: such a
-// box pools to zero (raising an error would need a synchronisation).
+// A box as a thread sees it. `inside` is false for a box that is not finite or whose image index is out of range: such
+// a box pools to zero (raising an error would need a synchronisation).
 template <typename A>
 struct Box {
   Axis<A> y, x;
@@ -134,14 +134,17 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A, int kVec>
 __device__ __forceinline__ void atomic_add(A* to, const A (&value)[kVec], A weight) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<A, float> && kVec == 4) {
+  constexpr bool kFloat4 = std::is_same_v<A, float> && kVec == 4;
+#else
+  constexpr bool kFloat4 = false;
+#endif
+  if constexpr (kFloat4) {
     atomicAdd(reinterpret_cast<float4*>(to),
               make_float4(weight * value[0], weight * value[1], weight * value[2], weight * value[3]));
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
+    for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
+  }
 }
 
 template <typename T, typename A, typename B, typename I, bool kLast, int kVec>
@@ -293,8 +296,8 @@ Tensor forward_cuda(const Tensor& input, const Tensor& boxes, double spatial_sca
   check_same_device(kOp, "input", input, "boxes", boxes);
   check_arguments(kOp, boxes, pooled_height, pooled_width);
   const CudaDevice device(input);
-  const Problem p{boxes.size(0), input.size(1), input.size(0),  input.size(2),  input.size(3), pooled_height,
-                  pooled_width,  spatial_scale, sampling_ratio, aligned};
+  const Problem p{boxes.size(0), input.size(1), input.size(0), input.size(2),  input.size(3),
+                  pooled_height, pooled_width,  spatial_scale, sampling_ratio, aligned};
   const bool last = is_channels_last(input);
   Tensor out = empty_4d(input, p.boxes, p.channels, pooled_height, pooled_width, last);
   if (out.numel() == 0) return out;
@@ -336,8 +339,8 @@ template <typename T, typename A, typename B>
 void launch_deterministic(const Tensor& grad, const B* boxes, Tensor& out, const Problem& p, cudaStream_t stream) {
   const int64_t tiles_x = (p.width + kTile - 1) / kTile, tiles_y = (p.height + kTile - 1) / kTile;
   const int64_t tiles = tiles_x * tiles_y * p.images;
-  check(tiles <= std::numeric_limits<int32_t>::max(), "_roi_align_backward", "the map has too many pixels: ",
-        p.images * p.height * p.width);
+  check(tiles <= std::numeric_limits<int32_t>::max(), "_roi_align_backward",
+        "the map has too many pixels: ", p.images * p.height * p.width);
   const int64_t groups = std::min<int64_t>((p.channels + kChannels - 1) / kChannels, 65535);
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
   deterministic_kernel<T, A, B><<<grid, kTile * kTile, 0, stream>>>(
@@ -393,7 +396,10 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& boxes, double spatial_sca
     // Half types are summed in float32 and rounded once.
     Tensor sum = out;
     if (!deterministic) {
-      if (!std::is_same_v<T, A>) sum = torch::stable::to(out, ScalarType::Float);
+      if (!std::is_same_v<T, A>) {
+        sum = torch::stable::empty(out.sizes(), ScalarType::Float, std::nullopt, out.device(), std::nullopt,
+                                   format_of(channels_last));
+      }
       torch::stable::zero_(sum);
     }
     with_box_type(rois, [&](auto box_tag) {

@@ -1,6 +1,6 @@
-// What the CPU kernels work out once per call, before they touch a channel: for every box and bin, the pixels along y and
-// along x with their summed weights. Neighbouring samples share pixels, so the merged lists are shorter than the samples'
-// own (grid + 1 instead of 2 * grid pixels once samples lie less than a pixel apart).
+// What the CPU kernels work out once per call, before they touch a channel: for every box and bin, the pixels along y
+// and along x with their summed weights. Neighbouring samples share pixels, so the merged lists are shorter than the
+// samples' own (grid + 1 instead of 2 * grid pixels once samples lie less than a pixel apart).
 #pragma once
 
 #include <algorithm>

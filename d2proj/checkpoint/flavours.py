@@ -12,6 +12,7 @@ from torch import nn
 from d2proj.checkpoint import naming, pixels
 from d2proj.checkpoint.predictors import convert_predictors
 from d2proj.checkpoint.state import FileState
+from d2proj.errors import InputError
 
 # sha256 starts of torchvision's published COCO_V1 detectors (their own file names carry them):
 # they were trained and are run with an epsilon of 0 in the frozen batch normalisations.
@@ -19,6 +20,8 @@ _EPSILON_ZERO_SHA256 = ("258fb6c6", "eeacb38b")
 _DROPPED = re.compile(
     r"(^|\.)(num_batches_tracked|pixel_mean|pixel_std|cell_anchors\.\d+)$|^fc\.|^pred_[wb]$|^fc1000_"
 )
+_FROM_TORCHVISION = ("Faster R-CNN", "Mask R-CNN", "Keypoint R-CNN", "RetinaNet")
+_DETECTRON2_NAMES = ("backbone.bottom_up.", "proposal_generator.", "roi_heads.", "head.cls_subnet.")
 _SIGNS = (
     (r"^roi_heads\.(mask_head|mask_predictor)\.", "Mask R-CNN"),
     (r"^roi_heads\.keypoint_", "Keypoint R-CNN"),
@@ -26,8 +29,9 @@ _SIGNS = (
     (r"^roi_heads\.box_predictor\.0\.", "Cascade R-CNN"),
     (r"^roi_heads\.", "Faster R-CNN"),
     (r"^head\.(regression_head\.bbox_ctrness|ctrness)\.", "FCOS"),
+    (r"^head\.classification_head\.conv\.0\.1\.", "RetinaNet v2"),
     (r"^head\.(classification_head\.conv|cls_subnet)\.", "RetinaNet"),
-    (r"^head\.classification_head\.module_list\.", "SSD"),
+    (r"^head\.classification_head\.module_list\.", "torchvision SSD"),
     (r"^transformer\.", "DETR"),
     (r"^(proposal_generator|rpn)\.", "RPN"),
     (r"^model\.\d+\.", "YOLO of Ultralytics"),
@@ -65,7 +69,8 @@ def translate(state: FileState, model: nn.Module, path: Path) -> Translation:
         path: the file, for messages and for recognising published ones.
 
     Raises:
-        InputError: the model's pixel mean differs from the one that the weights were trained with.
+        InputError: the model's pixel mean differs from the one that the weights were trained with,
+            or the file is of a torchvision detector that is not one of those known.
     """
     own = set(model.state_dict())
     names = set(state.tensors)
@@ -115,9 +120,15 @@ def describe_architecture(names: Iterable[str]) -> str:
 def _from_torchvision_detector(
     tensors: dict[str, torch.Tensor], model: nn.Module, path: Path
 ) -> Translation:
+    what = describe_architecture(tensors)
+    if what not in _FROM_TORCHVISION:
+        raise InputError(
+            f"{path} looks like a torchvision {what}, which cannot be loaded: expected Faster "
+            "R-CNN or RetinaNet on ResNet-FPN, or a classifier"
+        )
     translated = naming.torchvision_detector_names(tensors)
     renamed = {translated[name]: tensor for name, tensor in tensors.items()}
-    result = Translation(f"torchvision {describe_architecture(tensors)}", renamed)
+    result = Translation(f"torchvision {what}", renamed)
     num_classes = getattr(model, "num_classes", None)
     result.notes.extend(convert_predictors(renamed, num_classes))
     old_spelling = any(re.match(r"backbone\.fpn\.inner_blocks\.0\.weight$", n) for n in tensors)
@@ -162,8 +173,11 @@ def _from_detectron2(
     tensors: dict[str, torch.Tensor], state: FileState, model: nn.Module, path: Path
 ) -> Translation:
     what = describe_architecture(tensors)
-    library = "Detectron2" if not state.training else "Detectron2/d2proj training checkpoint of"
-    result = Translation(f"{library} {what}", dict(tensors))
+    if any(name.startswith(_DETECTRON2_NAMES) for name in tensors):
+        what = f"Detectron2 {what}"
+    if state.training:
+        what = f"training checkpoint of {what}"
+    result = Translation(what, dict(tensors))
     if (stats := _stated_pixels(state)) is not None:
         _fit_stem(result, stats, model, path)
     return result

@@ -191,6 +191,8 @@ class seeded_generators:
 class TrainLoader:
     """An endless iterable of batches, lists of dicts in Detectron2's format.
 
+    Its workers live as long as the iterator.
+
     Attributes:
         bad_images: path -> how many times it was met, in this process.
     """
@@ -207,7 +209,7 @@ class TrainLoader:
         self.bad_images = log.counts
 
     def __iter__(self) -> Iterator[list[Record]]:
-        for batch in self._loader:
+        for batch in _until_dropped(self._loader):
             for sample in batch:
                 bad = sample.pop("bad_images")
                 for entry in bad:
@@ -243,7 +245,7 @@ class ValLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
-        for batch in self._loader:
+        for batch in _until_dropped(self._loader):
             for sample in batch:
                 for entry in sample.pop("bad_images"):
                     self._log.add(entry)
@@ -257,10 +259,23 @@ def _data_loader(dataset: SeededSamples, batch_sampler: Any, workers: int) -> Da
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_as_list,
-        persistent_workers=workers > 0,
         # Iterating draws a seed for the workers, which must not come from the model's generator.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _until_dropped(loader: DataLoader[Any]) -> Iterator[list[Record]]:
+    """The loader's batches; the workers end when the caller drops this or raises.
+
+    Left to the garbage collector, the workers of an iterator that an exception's traceback still
+    holds are joined late and only after a timeout of seconds.
+    """
+    batches = iter(loader)
+    try:
+        while (batch := next(batches, None)) is not None:
+            yield batch
+    finally:
+        del batches
 
 
 def _as_list(batch: list[Record]) -> list[Record]:

@@ -20,7 +20,7 @@ import d2proj
 from d2proj import _detectron2
 from d2proj.engine import run, setup
 from d2proj.engine.config import load_config
-from d2proj.engine.exits import run_and_exit
+from d2proj.engine.exits import one_voice, run_and_exit
 from d2proj.engine.logs import RunLog
 from d2proj.engine.output_dir import check_output_dir, resolve_output_dir
 from d2proj.errors import InputError
@@ -76,16 +76,19 @@ def main(argv: list[str] | None = None) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _pass_on)
+    # What torch says about ending the other processes would follow the error's sentence.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        launch(
-            _in_process,
-            args.num_processes,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-            timeout=_TIMEOUT,
-        )
+        with one_voice():
+            launch(
+                _in_process,
+                args.num_processes,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+                timeout=_TIMEOUT,
+            )
     except ProcessExitedException as error:
         # The process has said why.
         sys.exit(error.exit_code if error.exit_code > 0 else 1)

@@ -52,8 +52,10 @@ def _run(path: Path) -> DictConfig:
     except InputError:
         raise
     except SyntaxError as error:
-        place = f"{error.filename or path}, line {error.lineno}"
-        raise InputError(f"The config file cannot be parsed: {place}: {error.msg}.") from error
+        # Detectron2 wraps the error, which has the line, in one that has not.
+        cause = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
+        place = f"{cause.filename if cause is error else path}, line {cause.lineno}"
+        raise InputError(f"The config file cannot be parsed: {place}: {cause.msg}.") from error
     except yaml.YAMLError as error:
         raise InputError(f"The config file {path} is no YAML: {_one_line(error)}.") from error
     except Exception as error:  # whatever the user's Python raises is the user's error

@@ -67,7 +67,7 @@ def _split_key(key: str) -> list[str | int]:
 def _set(cfg: DictConfig, path: list[str | int], value: Any, text: str, override: str) -> None:
     node: Any = cfg
     for depth, name in enumerate(path[:-1]):
-        node = _child(cfg, node, path[: depth + 1], name)
+        node = _child(cfg, node, path, depth)
     name = path[-1]
     if isinstance(node, DictConfig) and name not in node and _is_argument(node, name):
         with open_dict(node):
@@ -106,12 +106,14 @@ def _by_option(option: Option, value: Any, text: str, path: list[str | int]) -> 
     return value
 
 
-def _child(cfg: DictConfig, node: Any, path: list[str | int], name: str | int) -> Any:
+def _child(cfg: DictConfig, node: Any, path: list[str | int], depth: int) -> Any:
+    name = path[depth]
     if not _has(node, name):
         raise _unknown(cfg, path)
     child = node[name]
     if not isinstance(child, DictConfig | ListConfig):
-        raise InputError(f"'{_join(path)}' is a value ({child!r}), it has no keys below it.")
+        key = _join(path[: depth + 1])
+        raise InputError(f"'{key}' is a value ({child!r}), it has no keys below it.")
     return child
 
 
@@ -182,7 +184,9 @@ def _unknown(cfg: DictConfig, path: list[str | int]) -> InputError:
     known = list(dict.fromkeys(all_keys(cfg)))
     last = str(path[-1])
     same_name = [k for k in known if k.split(".")[-1] == last]
-    close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    # Of keys with the same last part, the nearest; or else the nearest of all.
+    close = difflib.get_close_matches(key, same_name, n=1, cutoff=0)
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else "."
     return InputError(f"There is no key '{key}' in the configuration{hint}")
 

@@ -74,23 +74,34 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class PerLevelBatchNorm2d(nn.ModuleList):
-    """One batch normalisation per pyramid level, for a head whose convolutions all levels share.
+    """Batch normalisation with statistics for each pyramid level and one scale and shift for all.
 
-    The levels' statistics differ too much for one set (EfficientDet, RetinaNet-with-BN practice).
+    For a head whose convolutions all levels share: the levels' statistics differ too much for one set.
+    State-dict names are those of Detectron2's ``CycleBatchNormList``.
     """
 
     def __init__(self, num_levels: int, num_features: int) -> None:
-        super().__init__(nn.BatchNorm2d(num_features) for _ in range(num_levels))
+        super().__init__(nn.BatchNorm2d(num_features, affine=False) for _ in range(num_levels))
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Normalise the map ``x`` (N, C, H, W) of pyramid level number ``level``."""
         norm = self[level]
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] < 2:
-            # One value has no variance; a coarse level of a one-image batch may hold just that.
-            return F.batch_norm(
-                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-            )
-        return norm(x)
+        # One value has no variance; a coarse level of a one-image batch may hold just that.
+        training = norm.training and x.shape[0] * x.shape[2] * x.shape[3] > 1
+        if training:
+            norm.num_batches_tracked += 1
+        return F.batch_norm(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            self.weight,
+            self.bias,
+            training=training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+        )
 
 
 _NORMS: dict[str, NormFactory] = {

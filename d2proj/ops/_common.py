@@ -1,4 +1,4 @@
-"""What every op's Python half needs: box lists, memory formats, registrations that many ops share."""
+"""What every op's Python half needs: box lists, memory formats, shared registrations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 BoxesLike = Tensor | Sequence[Tensor]
+
+_LIBRARY = torch.library.Library("d2proj", "IMPL")
 
 
 def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
@@ -33,7 +35,9 @@ def to_rois(op: str, boxes: BoxesLike) -> Tensor:
     if isinstance(boxes, Tensor):
         return raise_box_dtype(boxes)
     if len(boxes) == 0:
-        raise RuntimeError(f"{op}: boxes must be a (K, 5) tensor or a (K_i, 4) for each image, got []")
+        raise RuntimeError(
+            f"{op}: boxes must be a (K, 5) tensor or a (K_i, 4) for each image, got []"
+        )
     for i, each in enumerate(boxes):
         if each.dim() != 2 or each.shape[1] != 4:
             raise RuntimeError(f"{op}: boxes[{i}] must have shape (K, 4), got {tuple(each.shape)}")
@@ -77,3 +81,28 @@ def register_differentiable(
         )
 
     torch.library.register_autograd(f"d2proj::_{name}_backward", no_double_backward)
+
+
+def register_autocast(name: str, box_arguments: Sequence[int]) -> None:
+    """Register the ops' rule under autocast: features keep their dtype, boxes are at least float32.
+
+    The kernels take every floating type and accumulate in float32 by themselves, so nothing has to
+    be cast down; what must not happen is that boxes stay in half, which cannot tell neighbouring
+    pixels past 2048 apart.
+
+    Args:
+        name: Op, without the namespace.
+        box_arguments: Positions of its box arguments.
+    """
+    op = getattr(torch.ops.d2proj, name).default
+
+    def rule(device_type: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            raised = [raise_box_dtype(a) if i in box_arguments else a for i, a in enumerate(args)]
+            with torch.autocast(device_type, enabled=False):
+                return op(*raised)
+
+        return call
+
+    _LIBRARY.impl(name, rule("cpu"), "AutocastCPU")
+    _LIBRARY.impl(name, rule("cuda"), "AutocastCUDA")

@@ -1,7 +1,7 @@
 """Loads the compiled ops, ``d2proj/libd2proj.so``, once.
 
-A library that is missing or does not load must not stop ``import d2proj.ops``: someone may only want
-to read a configuration. The reason is kept, and the first *use* of an op raises it. With
+A library that is missing or does not load must not stop ``import d2proj.ops``: someone may only
+want to read a configuration. The reason is kept, and the *use* of an op raises it. With
 ``D2PROJ_REQUIRE_EXT=1`` (what CI sets) the import raises it.
 """
 

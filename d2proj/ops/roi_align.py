@@ -1,4 +1,4 @@
-"""RoIAlign (He et al., Mask R-CNN, ICCV 2017, section 3): functional form, module, registrations."""
+"""RoIAlign (He et al., Mask R-CNN, ICCV 2017, section 3): function, module, registrations."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from d2proj.ops._common import (
     is_channels_last,
     memory_format,
     pair,
+    register_autocast,
     register_differentiable,
     to_rois,
 )
@@ -30,8 +31,8 @@ def roi_align(
 
     Args:
         input: (N, C, H, W), float16, bfloat16, float32 or float64; NCHW or channels-last in memory.
-        boxes: (K, 5) of image index, x1, y1, x2, y2, or for each image a (K_i, 4); in the units that
-            ``spatial_scale`` maps to feature cells. float32 or float64 (half is raised to float32).
+        boxes: (K, 5) of image index, x1, y1, x2, y2, or a (K_i, 4) for each image; in the units
+            that ``spatial_scale`` maps to feature cells. float32 or float64 (half is raised to float32).
         output_size: Height and width of the result, or one number for both.
         spatial_scale: Feature cells per box unit, 1/4 for a map of stride 4.
         sampling_ratio: Samples per bin along an axis; 0 or less: as many as the bin has cells.
@@ -42,8 +43,8 @@ def roi_align(
         (K, C, height, width) in the dtype and memory format of ``input``.
 
     Raises:
-        RuntimeError: An argument has the wrong shape, dtype or device, or, on the CPU, a box's image
-            index is out of range (on CUDA such a box pools to zero).
+        RuntimeError: An argument has the wrong shape, dtype or device, or, on the CPU, a box's
+            image index is out of range (on CUDA such a box pools to zero).
     """
     _ext.require()
     height, width = pair(output_size, "output_size")
@@ -159,3 +160,4 @@ if _ext.AVAILABLE:
         setup_context=_setup_context,
         backward=_backward,
     )
+    register_autocast("roi_align", box_arguments=[1])

@@ -250,6 +250,24 @@ def test_another_detector(faster, retina, save, strict):
         load_weights(ours("retinanet"), save(faster), strict_classes=strict)
 
 
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        ("fasterrcnn_resnet50_fpn_v2", "Faster R-CNN v2"),
+        ("retinanet_resnet50_fpn_v2", "RetinaNet v2"),
+        ("fcos_resnet50_fpn", "FCOS"),
+        ("ssd300_vgg16", "SSD"),
+    ],
+)
+def test_torchvisions_other_detectors_are_named(save, builder, name):
+    with torch.device("meta"):
+        build = getattr(torchvision.models.detection, builder)
+        names = build(weights=None, weights_backbone=None).state_dict()
+    path = save({key: torch.zeros(1) for key in names})
+    with pytest.raises(InputError, match=f"looks like a torchvision {name}[, ]"):
+        load_weights(ours("faster_rcnn"), path, strict_classes=False)
+
+
 def test_a_refused_file_changes_nothing(retina, save):
     model = ours("faster_rcnn")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -331,6 +349,22 @@ def test_detectron2_zoo_pickle(tmp_path):
     assert not report.unexpected
     for name, tensor in model.state_dict().items():
         assert name == "loss_normalizer" or torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_real_detectron2s_model_fills_ours(tmp_path, name):
+    """Every tensor of the zoo's R50-FPN model finds its place."""
+    zoo = pytest.importorskip("detectron2.model_zoo", reason="the real Detectron2 is not installed")
+    from detectron2.modeling import build_model
+
+    zoo_config = zoo.get_config(f"COCO-Detection/{name}_R_50_FPN_1x.yaml")
+    zoo_config.MODEL.DEVICE = "cpu"
+    state = randomize(build_model(zoo_config)).state_dict()
+    model = instantiate(LazyConfig.load(str(CONFIGS / f"{name}.py")).model)
+    report = load_weights(model, zoo_pickle(tmp_path / "zoo.pkl", state), strict_classes=True)
+    assert set(report.matched) == set(state)
+    assert set(report.missing) <= {"loss_normalizer"}
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in state.items())
 
 
 def test_ddp_prefix_and_half_precision(tmp_path, save):

@@ -42,7 +42,7 @@ def coco_document() -> dict[str, Any]:
                     "id": len(annotations) + 1,
                     "image_id": 10 + i,
                     "category_id": [3, 7][k],
-                    "bbox": [2.5 + k, 3.25, 10, 12],
+                    "bbox": [2.5 + k, 3.25 + i, 10, 12],
                     "area": 77.0,
                     "iscrowd": 0,
                 }

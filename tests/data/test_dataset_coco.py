@@ -108,6 +108,26 @@ def test_converted_json_says_what_is_in_the_records(
     assert MetadataCatalog.get(data.name).json_file == path
 
 
+def test_the_order_in_the_file_does_not_matter(
+    coco_node: Node, coco_document: dict[str, Any]
+) -> None:
+    expected = {r["image_id"]: r for r in load_dataset(coco_node(), "train").dicts}
+    annotations = coco_document["annotations"]
+    coco_document["annotations"] = annotations[::2] + annotations[1::2]
+    for i in (0, 3, 1):
+        coco_document["images"].append(coco_document["images"].pop(i))
+    records = load_dataset(coco_node(coco_document), "train").dicts
+    assert [r["image_id"] for r in records] == [i["id"] for i in coco_document["images"]]
+
+    def boxes_of(record: dict[str, Any]) -> list[Any]:
+        return sorted((a["category_id"], a["bbox"]) for a in record["annotations"])
+
+    for record in records:
+        other = expected[record["image_id"]]
+        assert record["file_name"] == other["file_name"]
+        assert boxes_of(record) == boxes_of(other)
+
+
 def test_class_names_choose_and_reorder(coco_node: Node, tmp_path: Path) -> None:
     data = load_dataset(coco_node(class_names=["dog", "cat"]), "train")
     both = data.dicts[2]["annotations"]

@@ -13,7 +13,8 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 
 from d2proj.data import DetectionData, build_train_loader, build_val_loader, load_dataset
-from d2proj.data.loaders import TrainLoader
+from d2proj.data.loaders import SeededSamples, TrainLoader
+from d2proj.data.mapper import DetectionMapper
 from d2proj.errors import InputError
 
 RANDOM = [T.ResizeShortestEdge((20, 60), 80), T.RandomFlip(), T.RandomBrightness(0.5, 1.5)]
@@ -69,6 +70,18 @@ def test_workers_and_the_global_generators_do_not_matter(
     assert [s["image_id"] for b in other_seed for s in b] != [
         s["image_id"] for b in expected for s in b
     ]
+
+
+def test_augmentations_depend_on_seed_and_position(small: DetectionData) -> None:
+    mapper = DetectionMapper(RANDOM, training=True)
+
+    def shapes(seed: int, positions: list[int]) -> list[tuple[int, ...]]:
+        samples = SeededSamples(small.dicts, mapper, seed=seed, replacements=None)
+        return [tuple(samples[position, 1]["image"].shape) for position in positions]
+
+    assert shapes(1, [0, 1, 2, 3]) == shapes(1, [3, 2, 1, 0])[::-1]
+    assert shapes(1, [0, 1, 2, 3]) != shapes(2, [0, 1, 2, 3])
+    assert len(set(shapes(1, [0, 1, 2, 3]))) > 1
 
 
 @pytest.mark.parametrize(

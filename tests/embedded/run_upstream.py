@@ -8,6 +8,7 @@ project uses becomes a placeholder, and the tests that need it are deselected, e
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -47,7 +48,14 @@ MASKS = "needs masks, which no detector of this project predicts"
 KEYPOINTS = "needs keypoints, which no detector of this project predicts"
 ROTATED = "needs RotatedBoxes, which this project does not use"
 NETWORK = "needs a network of Detectron2's own, and the embedded part has none"
-ZOO = "needs Detectron2's own configs (model_zoo)"
+ZOO = "needs Detectron2's own configs (model_zoo) and the files of COCO"
+COCO = "needs the files of COCO, which are not downloaded here"
+CITYSCAPES = "needs the files of Cityscapes, and semantic segmentation"
+DOWNLOAD = "downloads its pictures"
+FAST_EVAL = "compares pycocotools with Detectron2's compiled evaluation, which is not used"
+SHAPELY = (
+    "crops polygons with shapely, which this project does not need (runs where it is installed)"
+)
 
 # Test (file::class::name; a whole class by file::class) -> why it does not apply.
 DESELECTED = {
@@ -80,7 +88,30 @@ DESELECTED = {
     "test_visualizer.py::TestVisualizer::test_border_mask_with_holes": MASKS,
     "test_visualizer.py::TestVisualizer::test_border_polygons": MASKS,
     "test_visualizer.py::TestVisualizer::test_overlay_rotated_instances": ROTATED,
+    "data/test_coco_evaluation.py::TestCOCOeval::test_fast_eval": FAST_EVAL,
+    "data/test_coco_evaluation.py::TestCOCOeval::test_unknown_category": COCO,
+    "data/test_dataset.py::TestDataLoader::test_build_dataloader_train": ZOO,
+    "data/test_dataset.py::TestDataLoader::test_build_iterable_dataloader_train": ZOO,
+    "data/test_dataset.py::TestDataLoader::test_build_iterable_dataloader_from_cfg": YACS,
+    **{
+        f"data/test_detection_utils.py::TestTransformAnnotations::{name}": reason
+        for name, reason in (
+            ("test_crop", KEYPOINTS),
+            ("test_flip_keypoints", KEYPOINTS),
+            ("test_transform_RLE", MASKS),
+            ("test_transform_RLE_resize", MASKS),
+            ("test_read_sem_seg", CITYSCAPES),
+            ("test_opencv_exif_orientation", DOWNLOAD),
+            ("test_read_exif_orientation", DOWNLOAD),
+        )
+    },
+    "data/test_transforms.py::TestTransforms::test_apply_rotated_boxes": YACS,
+    "data/test_transforms.py::TestTransforms::test_resize_shorted_edge_scriptable": TORCHSCRIPT,
+    "test_engine.py::TestTrainer::test_default_trainer": YACS,
+    "test_engine.py::TestTrainer::test_setup_config": YACS,
 }
+if importlib.util.find_spec("shapely") is None:
+    DESELECTED["data/test_transforms.py::TestTransforms::test_resize_and_crop"] = SHAPELY
 
 # Names that test files import at their top although only deselected tests use them.
 PLACEHOLDERS = {
@@ -116,7 +147,7 @@ def main(arguments: list[str]) -> int:
     skip = [f"--deselect={name}" for name in DESELECTED]
     # Ids are relative to the root; "importlib" keeps it off sys.path, where
     # the checkout's own package would be found.
-    options = ["-c", os.devnull, f"--rootdir={tests}", "--import-mode=importlib", "-q"]
+    options = ["-c", os.devnull, f"--rootdir={tests}", "--import-mode=importlib"]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         return int(pytest.main([*files, *skip, *options, "-p", "no:cacheprovider", *arguments[1:]]))

@@ -284,7 +284,7 @@ def test_a_value_has_no_keys(override: str) -> None:
 )  # fmt: skip
 def test_bad_overrides_change_nothing(override: str) -> None:
     config = example()
-    with pytest.raises(Exception, match="."):
+    with pytest.raises(Exception, match=r"."):
         LazyConfig.apply_overrides(config, [override])
     assert config == example()
 

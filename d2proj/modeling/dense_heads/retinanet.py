@@ -46,8 +46,7 @@ class RetinaNetHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -71,7 +70,7 @@ class RetinaNetHead(nn.Module):
 def _tower(in_channels: int, dims: Sequence[int], norm: str, num_levels: int) -> nn.ModuleList:
     layers: list[nn.Module] = []
     for channels in dims:
-        layers.append(Conv2d(in_channels, channels, 3, padding=1, bias=not norm))
+        layers.append(Conv2d(in_channels, channels, 3, padding=1))
         if norm == "BN":
             layers.append(PerLevelBatchNorm2d(num_levels, channels))
         elif norm:

@@ -51,7 +51,7 @@ def _numpy_functions() -> dict[tuple[str, str], Any]:
     for value in (np.zeros(1), np.float32(1)):
         for protocol in (2, 5):
             reduced = value.__reduce_ex__(protocol)
-            function = reduced[0]
+            function: Any = reduced[0]
             found[function.__module__.rpartition(".")[2], function.__name__] = function
     return found
 

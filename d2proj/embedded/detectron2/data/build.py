@@ -182,8 +182,10 @@ def build_batch_data_loader(
         )
     assert drop_last, "Aspect ratio grouping will drop incomplete batches."
     loader = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)
-    batches = AspectRatioGroupedDataset(loader, batch_size)
-    return batches if collate_fn is None else MapDataset(batches, collate_fn)
+    batches: Any = AspectRatioGroupedDataset(loader, batch_size)
+    if collate_fn is not None:
+        batches = MapDataset(batches, collate_fn)
+    return batches
 
 
 def _per_process_batch_size(total: int | None, single: int | None) -> int:
@@ -199,7 +201,7 @@ def _per_process_batch_size(total: int | None, single: int | None) -> int:
     assert divisible, (
         f"Total batch size ({total}) must be divisible by the number of gpus ({world_size})."
     )
-    return total // world_size  # type: ignore[operator]  # not None, as just asserted
+    return total // world_size
 
 
 def build_detection_train_loader(

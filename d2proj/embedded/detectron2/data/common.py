@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils import data as torchdata
 
+from detectron2.utils.serialize import PicklableWrapper
+
 __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
 
 _WARN_AFTER_RETRIES = 3
@@ -33,7 +35,7 @@ class _MappedIterable(torchdata.IterableDataset):
 
     def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        self._map_func = PicklableWrapper(map_func)
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]  # not every iterable has a length
@@ -59,19 +61,14 @@ class MapDataset(torchdata.Dataset):
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        # Lambdas are common here, and plain pickle refuses them.
+        self._map_func = PicklableWrapper(map_func)
         self._rng = random.Random(42)
         self._candidates = set(range(len(dataset)))
 
     def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
         # __new__ has arguments, which pickle must be told.
         return self._dataset, self._map_func
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Lambdas are common here and plain pickle refuses them.
-        from detectron2.utils.serialize import PicklableWrapper
-
-        return {**self.__dict__, "_map_func": PicklableWrapper(self._map_func)}
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -116,7 +113,7 @@ class _TorchSerializedList:
 
     def __getitem__(self, idx: int) -> Any:
         start = 0 if idx == 0 else self._ends[idx - 1].item()
-        return pickle.loads(memoryview(self._bytes[start : self._ends[idx].item()].numpy()))
+        return pickle.loads(self._bytes[start : self._ends[idx].item()].numpy().data)
 
 
 _default_serialize: Callable[[list], Any] = _TorchSerializedList

@@ -124,10 +124,9 @@ def transform_instance_annotations(
     Raises:
         ValueError: it holds an RLE mask or keypoints, which need the real Detectron2.
     """
-    if isinstance(transforms, list | tuple):
-        transforms = T.TransformList(list(transforms))
+    tfm = T.TransformList(list(transforms)) if isinstance(transforms, Sequence) else transforms
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    box = transforms.apply_box(np.array([box]))[0].clip(min=0)
+    box = tfm.apply_box(np.array([box]))[0].clip(min=0)
     height, width = image_size
     annotation["bbox"] = np.minimum(box, [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
@@ -138,7 +137,7 @@ def transform_instance_annotations(
         if not isinstance(polygons, list):
             raise ValueError("masks that are not polygons need the real Detectron2")
         points = [np.asarray(p).reshape(-1, 2) for p in polygons]
-        annotation["segmentation"] = [p.reshape(-1) for p in transforms.apply_polygons(points)]
+        annotation["segmentation"] = [p.reshape(-1) for p in tfm.apply_polygons(points)]
     return annotation
 
 

@@ -130,7 +130,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _eval_predictions(self, predictions: Sequence[dict], img_ids: Sequence[int] | None) -> None:
         _logger.info("Preparing results for COCO format ...")
-        entries = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
+        # Copies: evaluate() may be called again.
+        entries = [dict(entry) for p in predictions for entry in p["instances"]]
         self._restore_category_ids(entries)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")

@@ -142,7 +142,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 def shared_random_seed() -> int:
     """A seed that all ranks agree on, drawn from rank 0's numpy generator; collective."""
     # The global generator is meant: what seeds it also decides this seed.
-    return all_gather(int(np.random.randint(2**31)))[0]  # noqa: NPY002
+    return all_gather(int(np.random.randint(2**31)))[0]
 
 
 def reduce_dict(

@@ -21,7 +21,7 @@ def seed_all_rng(seed: int | None = None) -> None:
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")  # numpy takes 32 bits
         logging.getLogger(__name__).info("Using a generated random seed %d", seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global generator is what is to be seeded
+    np.random.seed(seed)
     torch.manual_seed(seed)
     random.seed(seed)
     # Read only by Python processes started from here on, for their str hashes.

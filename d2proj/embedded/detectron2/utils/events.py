@@ -314,7 +314,7 @@ class CommonMetricPrinter(EventWriter):
             max_iter: number of iterations of the training; None: no time left is shown.
             window_size: number of iterations over which losses are medians.
         """
-        self._logger = logging.getLogger(__name__)
+        self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
         # Iteration and clock of the last call, for when nobody reports "time".
@@ -331,7 +331,7 @@ class CommonMetricPrinter(EventWriter):
         metrics = self._medians(storage, "[metric]")
         head = f" {f'eta: {eta}  ' if eta else ''}iter: {iteration}"
         tail = f" lr: {self._learning_rate(storage)}  {_peak_memory()}"
-        self._logger.info("%s  %s  %s  %s%s", head, losses, metrics, self._times(storage), tail)
+        self.logger.info("%s  %s  %s  %s%s", head, losses, metrics, self._times(storage), tail)
 
     def _medians(self, storage: EventStorage, marker: str) -> str:
         shown = []

@@ -148,7 +148,6 @@ class Visualizer:
         boxes: Boxes | torch.Tensor | np.ndarray | None = None,
         labels: Sequence[str] | None = None,
         assigned_colors: Sequence[Color] | None = None,
-        alpha: float = 0.5,
     ) -> VisImage:
         """Draw boxes with labels, large ones first.
 
@@ -156,7 +155,6 @@ class Visualizer:
             boxes: N boxes (x1, y1, x2, y2) in pixels.
             labels: N texts; default: none.
             assigned_colors: N colours; default: all different.
-            alpha: opacity of the boxes.
 
         Raises:
             AssertionError: the numbers differ.
@@ -168,7 +166,7 @@ class Visualizer:
         assert len(colors) == count, f"{len(colors)} colours, {count} boxes"
         areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
         for index in np.argsort(-areas, kind="stable"):
-            self.draw_box(corners[index], alpha=alpha, edge_color=colors[index])
+            self.draw_box(corners[index], edge_color=colors[index])
             if labels is not None:
                 self._draw_label(labels[index], corners[index], colors[index])
         return self.output

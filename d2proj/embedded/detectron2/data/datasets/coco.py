@@ -34,8 +34,8 @@ _COCO_KEYPOINT_OFFSET = 0.5  # COCO counts keypoints in pixel indices, Detectron
 
 
 def load_coco_json(
-    json_file: str,
-    image_root: str,
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
 ) -> list[dict]:
@@ -51,6 +51,7 @@ def load_coco_json(
     from pycocotools.coco import COCO
 
     timer = Timer()
+    json_file = os.fspath(json_file)
     local_file = PathManager.get_local_path(json_file)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(local_file)
@@ -172,7 +173,8 @@ def convert_to_coco_dict(dataset_name: str) -> dict:
         for index, name in enumerate(metadata.thing_classes)
     ]
     _logger.info("Converting dataset dicts into COCO format")
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for position, entry in enumerate(dataset_dicts):
         image = {
             "id": entry.get("image_id", position),

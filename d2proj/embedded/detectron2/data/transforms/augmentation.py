@@ -3,7 +3,7 @@
 import inspect
 import pprint
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
@@ -36,6 +36,10 @@ class Augmentation:
 
     # Names of the attributes that get_transform wants; found from its signature if None.
     input_args: tuple[str, ...] | None = None
+
+    if TYPE_CHECKING:  # the attributes that _init makes
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
         """Make attributes of constructor arguments: ``self._init(locals())``."""
@@ -84,7 +88,7 @@ class Augmentation:
     def __repr__(self) -> str:
         """``Name(a=..., b=...)`` with the constructor's arguments that are not the defaults."""
         shown = []
-        for name, parameter in inspect.signature(self.__init__).parameters.items():
+        for name, parameter in inspect.signature(type(self)).parameters.items():
             variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if variadic or not hasattr(self, name):
                 # The constructor does not keep its arguments: nothing true could be said.

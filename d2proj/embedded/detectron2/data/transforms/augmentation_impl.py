@@ -15,12 +15,11 @@ from fvcore.transforms.transform import (
     Transform,
     VFlipTransform,
 )
-from PIL import Image
 
 from ._colors import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
 from ._crops import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomExtent
 from .augmentation import Augmentation, as_augmentation
-from .transform import ResizeTransform, RotationTransform
+from .transform import BILINEAR, ResizeTransform, RotationTransform
 
 __all__ = [
     "FixedSizeCrop",
@@ -57,7 +56,7 @@ class RandomApply(Augmentation):
         return self.aug(aug_input) if self._happens() else NoOpTransform()
 
     def _happens(self) -> bool:
-        return self._rand_range() < self.prob
+        return bool(self._rand_range() < self.prob)
 
 
 class RandomFlip(Augmentation):
@@ -83,23 +82,26 @@ class RandomFlip(Augmentation):
 class Resize(Augmentation):
     """Resize to ``shape``: (height, width), or one number for both."""
 
-    def __init__(self, shape: int | tuple[int, int], interp: int = Image.BILINEAR) -> None:
-        shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+    def __init__(self, shape: int | tuple[int, int], interp: int = BILINEAR) -> None:
+        shape = (shape, shape) if isinstance(shape, int) else (shape[0], shape[1])
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+        height, width = image.shape[:2]
+        new_h, new_w = self.shape
+        return ResizeTransform(height, width, new_h, new_w, self.interp)
 
 
 class RandomResize(Augmentation):
     """Resize to one of ``shape_list``'s (height, width)."""
 
-    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.BILINEAR) -> None:
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = BILINEAR) -> None:
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
         new_h, new_w = self.shape_list[np.random.randint(low=0, high=len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], new_h, new_w, self.interp)
+        return ResizeTransform(height, width, new_h, new_w, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -118,7 +120,7 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.BILINEAR,
+        interp: int = BILINEAR,
     ) -> None:
         super().__init__()
         assert sample_style in ("range", "choice"), sample_style
@@ -175,17 +177,18 @@ class ResizeScale(Augmentation):
         max_scale: float,
         target_height: int,
         target_width: int,
-        interp: int = Image.BILINEAR,
+        interp: int = BILINEAR,
     ) -> None:
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         scale = np.random.uniform(self.min_scale, self.max_scale)
-        size = np.array(image.shape[:2])
+        height, width = image.shape[:2]
+        size = np.array((height, width))
         target = np.multiply((self.target_height, self.target_width), scale)
         new_h, new_w = np.round(size * np.min(target / size)).astype(int)
-        return ResizeTransform(*image.shape[:2], int(new_h), int(new_w), self.interp)
+        return ResizeTransform(height, width, int(new_h), int(new_w), self.interp)
 
 
 class RandomRotation(Augmentation):
@@ -205,7 +208,7 @@ class RandomRotation(Augmentation):
         self,
         angle: float | Sequence[float],
         expand: bool = True,
-        center: Sequence[Sequence[float]] | None = None,
+        center: Any = None,
         sample_style: str = "range",
         interp: int | None = None,
     ) -> None:

@@ -1,6 +1,6 @@
 """Deterministic transforms beyond fvcore's: resize, extent, rotation, colour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ __all__ = [
     "RotationTransform",
 ]
 
-_TORCH_MODES = {
-    Image.NEAREST: "nearest",
-    Image.BILINEAR: "bilinear",
-    Image.BICUBIC: "bicubic",
-}
+# PIL's names of interpolations, as plain numbers.
+NEAREST = int(Image.Resampling.NEAREST)
+BILINEAR = int(Image.Resampling.BILINEAR)
+BICUBIC = int(Image.Resampling.BICUBIC)
+_TORCH_MODES = {NEAREST: "nearest", BILINEAR: "bilinear", BICUBIC: "bicubic"}
 # OpenCV's numbers for two interpolations; the library itself is loaded only when a rotation runs.
 _CV2_NEAREST = 0
 _CV2_LINEAR = 1
@@ -53,7 +53,7 @@ class ExtentTransform(Transform):
         self,
         src_rect: tuple[float, float, float, float],
         output_size: tuple[int, int],
-        interp: int = Image.BILINEAR,
+        interp: int = BILINEAR,
         fill: float = 0,
     ) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ExtentTransform(Transform):
             img,
             lambda image: image.transform(
                 size=(width, height),
-                method=Image.EXTENT,
+                method=Image.Transform.EXTENT,
                 data=self.src_rect,
                 resample=method,
                 fill=self.fill,
@@ -87,7 +87,7 @@ class ExtentTransform(Transform):
         return moved
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return self.apply_image(segmentation, interp=Image.NEAREST)
+        return self.apply_image(segmentation, interp=NEAREST)
 
 
 class ResizeTransform(Transform):
@@ -102,7 +102,7 @@ class ResizeTransform(Transform):
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
         super().__init__()
         if interp is None:
-            interp = Image.BILINEAR
+            interp = BILINEAR
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
@@ -133,7 +133,7 @@ class ResizeTransform(Transform):
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return self.apply_image(segmentation, interp=Image.NEAREST)
+        return self.apply_image(segmentation, interp=NEAREST)
 
     def inverse(self) -> "ResizeTransform":
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
@@ -157,7 +157,7 @@ class RotationTransform(Transform):
         w: int,
         angle: float,
         expand: bool = True,
-        center: tuple[float, float] | None = None,
+        center: Sequence[float] | np.ndarray | None = None,
         interp: int | None = None,
     ) -> None:
         super().__init__()
