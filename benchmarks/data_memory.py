@@ -129,10 +129,13 @@ def measure(folder: Path, workers: int) -> dict[str, Any]:
         dataset, batch_size=BATCH_SIZE, workers=workers, augmentations=[], seed=0
     )
     start = time.perf_counter()
-    for _ in islice(loader, BATCHES):
+    batches = iter(loader)  # held: the workers live as long as it
+    for _ in islice(batches, BATCHES):
         pass
     read_s = time.perf_counter() - start
     each = tree_pss_mb(os.getpid())
+    if len(each) != workers + 1:
+        raise RuntimeError(f"{workers} workers were to be measured, {len(each) - 1} were there")
     return {
         "images": len(dataset),
         "boxes": dataset.report.boxes,

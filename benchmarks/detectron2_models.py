@@ -1,4 +1,4 @@
-"""Detectron2's own models with the architecture of ours, to compare with. Needs the real Detectron2."""
+"""The real Detectron2's own models with the architecture of ours, to compare with."""
 
 from collections.abc import Callable
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.models [--models faster_rcnn ...] [--threads 2] [--rounds 7]
 
-Both run in this process on the same weights and images, in turns, so that whatever else the machine
-does falls on both; the ratio is the median over rounds of Detectron2's time / ours. Inference is one
-call on the batch; a training step is forward, backward and SGD. Without the real Detectron2 only our
-times are printed. Results go to benchmarks/results/models_cpu.json.
+Both run in this process on the same weights and images, in turns, so that whatever else the
+machine does falls on both; the ratio is the median over rounds of Detectron2's time / ours.
+Inference is one call on the batch; a training step is forward, backward and SGD. Without the real
+Detectron2 only our times are printed. Results go to benchmarks/results/models_cpu.json.
 """
 
 import argparse
@@ -128,7 +128,9 @@ def compare(name: str, rounds: int) -> list[dict]:
 
 def print_row(row: dict) -> None:
     """One line of the table."""
-    text = f"{row['model']:18} {row['phase']:14} {row['images']} x {row['size'][0]}x{row['size'][1]}"
+    text = (
+        f"{row['model']:18} {row['phase']:14} {row['images']} x {row['size'][0]}x{row['size'][1]}"
+    )
     text += f"  ours {row['ours_ms']:8.1f} ms"
     if "ratio" in row:
         text += f"  Detectron2 {row['detectron2_ms']:8.1f} ms  ratio {row['ratio']:.2f}"
@@ -141,7 +143,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", default=ROOT / "benchmarks" / "results" / "models_cpu.json", type=Path)
+    parser.add_argument(
+        "--output", default=ROOT / "benchmarks" / "results" / "models_cpu.json", type=Path
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if _detectron2.is_embedded():

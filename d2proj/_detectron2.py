@@ -14,7 +14,10 @@ def ensure() -> None:
     only when no ``detectron2`` can be found. Forked workers inherit the path; spawned ones import
     d2proj, and so come through here, when they unpickle their first d2proj object.
     """
-    if importlib.util.find_spec("detectron2") is None:
+    spec = importlib.util.find_spec("detectron2")
+    # A mere folder of that name, a checkout in the working directory say, is found as a namespace
+    # package without an origin; a package further down the path takes precedence over it.
+    if spec is None or spec.origin is None:
         sys.path.append(str(EMBEDDED_ROOT))
 
 

@@ -1,18 +1,20 @@
-"""Every configuration file: it loads, builds, takes one training step, and finds without failing."""
+"""Every configuration file loads and builds; the small ones train a step and infer."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig
+from detectron2.structures import Boxes, Instances
+
 from d2proj.engine import setup
 from d2proj.engine.config import build, load_config, save_config
 from d2proj.engine.options import NODES
-from detectron2.config import LazyConfig
-from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.py") if p.parent.name != "common")
 NUM_CLASSES = 3
+SMALL = 22_000_000  # parameters; the R-18 of each family and what is below
 
 
 def config_id(path: Path) -> str:
@@ -43,6 +45,14 @@ def test_config(path, tmp_path):
     build(cfg, "data.train_augmentations")
     build(cfg, "data.val_augmentations")
 
+    save_config(cfg, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").model.num_classes == NUM_CLASSES
+    if sum(p.numel() for p in model.parameters()) < SMALL:
+        check_step(model, optimizer)
+
+
+def check_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One step changes weights, losses are finite, boxes are of the original frame's size."""
     batch = [sample(64, 96, [[8, 8, 40, 44], [30, 20, 90, 60]]), sample(64, 64, [])]
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     losses = model.train()(batch)
@@ -58,9 +68,6 @@ def test_config(path, tmp_path):
         outputs = model.eval()(batch)
     assert [o["instances"].image_size for o in outputs] == [(128, 192), (128, 128)]
     assert all(len(o["instances"]) <= 1000 for o in outputs)
-
-    save_config(cfg, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml").model.num_classes == NUM_CLASSES
 
 
 def test_common_files_have_exactly_the_known_keys():

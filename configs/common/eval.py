@@ -1,6 +1,6 @@
 """When and how a model is evaluated. ``docs/command_line.md`` explains every key."""
 
-eval = dict(  # noqa: A001 - the name of the node
+eval = dict(
     period_epochs=1.0,  # 0: only at the end
     period_iters=None,  # where it is set, period_epochs is not used
     batch_size=1,

@@ -1,4 +1,4 @@
-"""Optimisers. ``lr`` is for ``train.lr_batch_size`` images an iteration and scales with the batch."""
+"""Optimisers. ``lr`` is for ``train.lr_batch_size`` images an iteration; it scales linearly."""
 
 import torch
 from detectron2.config import LazyCall as L

@@ -4,7 +4,7 @@ Start from MSRA's ImageNet weights: train.init_checkpoint=R-50.pkl.
 """
 
 from ..common.data import data, dataset
-from ..common.eval import eval  # noqa: A004 - the name of the node
+from ..common.eval import eval
 from ..common.models.faster_rcnn import model
 from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep as schedule

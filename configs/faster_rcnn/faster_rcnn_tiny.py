@@ -4,7 +4,7 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
 from ..common.data import data, dataset
-from ..common.eval import eval  # noqa: A004 - the name of the node
+from ..common.eval import eval
 from ..common.models.faster_rcnn_tiny import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import cosine as schedule

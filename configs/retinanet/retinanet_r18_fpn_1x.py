@@ -4,7 +4,7 @@ Start from ImageNet weights (torchvision's): train.init_checkpoint=resnet18-*.pt
 """
 
 from ..common.data import data, dataset
-from ..common.eval import eval  # noqa: A004 - the name of the node
+from ..common.eval import eval
 from ..common.models.retinanet import model
 from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep as schedule

@@ -10,5 +10,5 @@ data.val_augmentations = []
 data.workers = 2
 
 eval.batch_size = 16
-optimizer.lr = 2e-3
-train.epochs = 10
+optimizer.lr = 3e-3
+train.epochs = 4

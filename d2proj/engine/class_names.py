@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from d2proj.checkpoint.files import read_file
-from d2proj.engine.config import load_config
+from d2proj.engine.config import read_config
 from d2proj.errors import InputError
 from d2proj.evaluation.coco_classes import coco_classes
 
@@ -37,7 +37,7 @@ def find_class_names(cfg: DictConfig, weights: str) -> ClassNames:
         names, source = recorded["class_names"], f"the checkpoint {weights}"
     beside = Path(weights).with_name("config.yaml")
     if not names and beside.is_file():
-        names, source = load_config(beside).dataset.get("class_names"), str(beside)
+        names, source = OmegaConf.select(read_config(beside), "dataset.class_names"), str(beside)
     if not names and wanted is None:
         raise InputError(
             f"The number of classes is not recorded in {weights}: set model.num_classes=N or "

@@ -39,7 +39,9 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or config.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output dir")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output dir")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run in the output dir"
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
     parser.add_argument(
         "--num-gpus",

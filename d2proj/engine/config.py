@@ -30,11 +30,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
             its value of the wrong type; a node is missing.
     """
     path = Path(config_file)
-    if path.suffix not in (".py", ".yaml", ".yml"):
-        raise InputError(f"The config file {path} is neither .py (LazyConfig) nor .yaml.")
-    if not path.is_file():
-        raise InputError(f"The config file {path} does not exist.")
-    cfg = _run(path)
+    cfg = read_config(path)
     OmegaConf.set_struct(cfg, True)
     apply_overrides(cfg, overrides)
     try:
@@ -45,7 +41,12 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
     return cfg
 
 
-def _run(path: Path) -> DictConfig:
+def read_config(path: Path) -> DictConfig:
+    """Read a configuration file as it is: its keys may be another version's."""
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise InputError(f"The config file {path} is neither .py (LazyConfig) nor .yaml.")
+    if not path.is_file():
+        raise InputError(f"The config file {path} does not exist.")
     original_import = builtins.__import__
     try:
         cfg = LazyConfig.load(str(path))
@@ -135,7 +136,7 @@ def describe_changes(old: DictConfig, new: DictConfig) -> list[str]:
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     items = plain.items() if isinstance(plain, dict) else enumerate(plain)
     for name, value in items:
         if isinstance(value, dict | list):

@@ -81,12 +81,13 @@ class Progress(HookBase):
             self._bar.update()
             if due:
                 self._bar.set_postfix_str(self._numbers(speed))
-        elif due and comm.is_main_process():
+        if due and comm.is_main_process():
             done, end = self.trainer.iter + 1, self.trainer.max_iter
             left = (end - done) * sum(self._step_seconds) / len(self._step_seconds)
-            logger.info(
+            logger.log(
+                logging.INFO if self._bar is None else logging.DEBUG,
                 f"iteration {done}/{end}  epoch {done / self._per_epoch:.2f}  "
-                f"eta {format_seconds(left)}  {self._numbers(speed)}"
+                f"eta {format_seconds(left)}  {self._numbers(speed)}",
             )
 
     def _numbers(self, speed: float) -> str:
@@ -118,7 +119,9 @@ class Writers(HookBase):
     def after_step(self) -> None:
         """Write what is due; evaluations write their numbers at once, too."""
         storage = get_event_storage()
-        evaluated = any(i == self.trainer.iter and "/" in n for n, (_, i) in storage.latest().items())
+        evaluated = any(
+            i == self.trainer.iter and "/" in n for n, (_, i) in storage.latest().items()
+        )
         if evaluated or is_due(self.trainer.iter, self._period, self.trainer.max_iter):
             for writer in self._writers:
                 writer.write()
@@ -130,7 +133,7 @@ class Writers(HookBase):
 
 
 class Evaluation(HookBase):
-    """Evaluates every ``period`` iterations and after the last, with the averaged weights if any."""
+    """Evaluates every ``period`` iterations and after the last; averaged weights if there are."""
 
     def __init__(self, evaluate: Callable[[], dict[str, Any]], period: int) -> None:
         """``evaluate`` gives Detectron2's nested results (on the main process)."""
@@ -144,6 +147,7 @@ class Evaluation(HookBase):
             self.trainer.iter, self._period, self.trainer.max_iter
         ):
             return
+        self.trainer.share_buffers()
         ema = self.trainer.ema
         if ema is None:
             self.latest = self._evaluate()
@@ -159,12 +163,14 @@ class Evaluation(HookBase):
 
 
 class Signals(HookBase):
-    """Turns Ctrl-C and SIGTERM into a stop after the running iteration; a second one is at once."""
+    """Turns Ctrl-C and SIGTERM into a stop after the iteration; a second one stops at once."""
 
     def before_train(self) -> None:
         """Install the handlers."""
         self._received_at = 0.0
-        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {
+            s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def after_train(self) -> None:
         """Put the former handlers back."""

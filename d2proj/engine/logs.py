@@ -1,4 +1,4 @@
-"""Logging of a command: lines on stdout at once, and in ``log.txt`` once the run may write there."""
+"""Logging of a command: on stdout at once, and in ``log.txt`` once the run may write there."""
 
 import logging
 import logging.handlers
@@ -6,10 +6,19 @@ import sys
 from pathlib import Path
 
 from detectron2.utils import comm
+from tqdm import tqdm
 
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
 _FILE_FORMAT = logging.Formatter("[%(asctime)s %(name)s] %(levelname)s %(message)s")
 _MANY = 100_000
+
+
+class _Screen(logging.Handler):
+    """Prints above a progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
 
 
 class RunLog:
@@ -18,11 +27,11 @@ class RunLog:
     def __init__(self) -> None:
         """Start showing."""
         self._logger = logging.getLogger("d2proj")
-        self._logger.setLevel(logging.INFO)
+        self._logger.setLevel(logging.DEBUG)  # the file has what a progress bar shows, too
         self._logger.propagate = False
         self._kept = logging.handlers.MemoryHandler(_MANY, flushLevel=logging.CRITICAL + 1)
         self._handlers: list[logging.Handler] = [self._kept]
-        screen = logging.StreamHandler(sys.stdout)
+        screen = _Screen()
         screen.setFormatter(_FORMAT)
         screen.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
         self._handlers.append(screen)

@@ -1,4 +1,4 @@
-"""The keys of the plain configuration nodes ``train``, ``data`` and ``eval``, and what they may hold.
+"""The keys of the plain nodes ``train``, ``data`` and ``eval``, and what they may hold.
 
 The values are in ``configs/common/``; here stand only the kinds, so that a wrong one is one worded
 error before any work is done, whether it came from a file or from the command line.
@@ -147,9 +147,8 @@ def matches_type(value: Any, kind: type) -> bool:
 def _leaves(
     node: DictConfig, options: Mapping[str, Option], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    for name in node:
-        key = f"{prefix}{name}"
-        value = node[name]
+    for name, value in node.items():
+        key = f"{prefix}{name!s}"
         has_children = any(known.startswith(f"{key}.") for known in options)
         if has_children and isinstance(value, DictConfig):
             yield from _leaves(value, options, f"{key}.")

@@ -70,4 +70,6 @@ def _claim(folder: Path, overwrite: bool) -> None:
             else:
                 path.unlink()
     except OSError as error:
-        raise InputError(f"train.output_dir={folder} cannot be written: {error.strerror}.") from error
+        raise InputError(
+            f"train.output_dir={folder} cannot be written: {error.strerror}."
+        ) from error

@@ -33,7 +33,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise InputError(f"'{override}' is not of the form key=value.")
-        _set(cfg, _split_key(key.strip()), parse_value(text), text.strip(), override)
+        _set(cfg, _split_key(key.strip()), parse_value(text), text.strip())
 
 
 def parse_value(text: str) -> Any:
@@ -47,14 +47,14 @@ def parse_value(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError):
             return text
     try:
-        value = OmegaConf.create(f"value: {text}")._get_node("value")
+        plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except (YAMLError, OmegaConfBaseException):
         if text[0] in "[{\"'":
-            raise InputError(f"The value {text} cannot be read (check its brackets and quotes).")
+            raise InputError(
+                f"The value {text} cannot be read (check its brackets and quotes)."
+            ) from None
         return text
-    if value is None or "${" in text:
-        return text
-    return value if isinstance(value, DictConfig | ListConfig) else value._value()
+    return plain["value"] if isinstance(plain, dict) else text
 
 
 def _split_key(key: str) -> list[str | int]:
@@ -64,9 +64,9 @@ def _split_key(key: str) -> list[str | int]:
     return parts
 
 
-def _set(cfg: DictConfig, path: list[str | int], value: Any, text: str, override: str) -> None:
+def _set(cfg: DictConfig, path: list[str | int], value: Any, text: str) -> None:
     node: Any = cfg
-    for depth, name in enumerate(path[:-1]):
+    for depth in range(len(path) - 1):
         node = _child(cfg, node, path, depth)
     name = path[-1]
     if isinstance(node, DictConfig) and name not in node and _is_argument(node, name):
@@ -79,18 +79,13 @@ def _set(cfg: DictConfig, path: list[str | int], value: Any, text: str, override
     if option is not None:
         node[name] = _by_option(option, value, text, path)
         return
-    old = node._get_node(name)
-    if old._is_interpolation() and not isinstance(value, DictConfig):
-        # A link such as ${..num_classes} is judged by the type of what it points to.
-        old_value = node[name]
-    else:
-        old_value = old if isinstance(old, DictConfig | ListConfig) else old._value()
-    if isinstance(old_value, DictConfig) and isinstance(value, DictConfig):
-        if "_target_" not in value or value.get("_target_") == old_value.get("_target_"):
-            for key in value:
-                _set(cfg, [*path, key], value[key], str(value[key]), override)
-            return
-    node[name] = _converted(old_value, value, text, path)
+    # A link such as ${..num_classes} is judged by the kind of what it points to.
+    old = None if OmegaConf.is_missing(node, name) else node[name]
+    if isinstance(old, DictConfig) and isinstance(value, dict) and "_target_" not in value:
+        for key, part in value.items():
+            _set(cfg, [*path, key], part, str(part))
+        return
+    node[name] = _converted(old, value, text, path)
 
 
 def _by_option(option: Option, value: Any, text: str, path: list[str | int]) -> Any:
@@ -146,7 +141,7 @@ def _converted(old: Any, value: Any, text: str, path: list[str | int]) -> Any:
     if isinstance(value, str) and "${" in value:
         return value
     if isinstance(old, str):
-        if isinstance(value, DictConfig | ListConfig):
+        if isinstance(value, dict | list):
             raise _wrong_type(path, str, text)
         # A number is a fair name for a folder; quotes are YAML's, not part of the string.
         return value if isinstance(value, str) else text
@@ -163,7 +158,7 @@ def _converted(old: Any, value: Any, text: str, path: list[str | int]) -> Any:
     return value
 
 
-def _check_elements(old: ListConfig, value: ListConfig, path: list[str | int]) -> None:
+def _check_elements(old: ListConfig, value: list[Any], path: list[str | int]) -> None:
     kinds = [k for k in (bool, int, float, str) if old and all(matches_type(v, k) for v in old)]
     if kinds:
         kind = float if kinds[0] is int else kinds[0]
@@ -200,7 +195,8 @@ def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
     for name in names:
         key = f"{prefix}[{name}]" if isinstance(node, ListConfig) else f"{prefix}.{name}"
         yield key.lstrip(".")
-        child = None if node._get_node(name)._is_interpolation() else node[name]
+        linked = OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
+        child = None if linked else node[name]
         if isinstance(child, DictConfig | ListConfig):
             yield from all_keys(child, key)
 

@@ -17,7 +17,7 @@ from d2proj.checkpoint import TrainingCheckpointer
 from d2proj.data import DetectionData, build_train_loader
 from d2proj.engine import hooks, setup
 from d2proj.engine.checkpoints import Checkpoints
-from d2proj.engine.config import build, describe_changes, load_config, save_config
+from d2proj.engine.config import build, describe_changes, read_config, save_config
 from d2proj.engine.ema import ModelEma
 from d2proj.engine.logs import RunLog
 from d2proj.engine.output_dir import claim_output_dir
@@ -28,6 +28,15 @@ from d2proj.errors import InputError
 from d2proj.evaluation import save_results
 
 logger = logging.getLogger(__name__)
+# Keys that may change between an interruption and its resumption without a difference in training.
+_HARMLESS = (
+    "data.workers",
+    "eval.",
+    "train.checkpoint.",
+    "train.log_period",
+    "train.output_dir",
+    "train.tensorboard",
+)
 
 
 def train(
@@ -90,7 +99,7 @@ def train(
 def evaluate_only(
     cfg: DictConfig, output_dir: Path, *, overwrite: bool, log: RunLog
 ) -> dict[str, Any]:
-    """Evaluate ``train.init_checkpoint``, or else the run in ``output_dir``; save ``results.json``."""
+    """Evaluate ``train.init_checkpoint`` or else ``output_dir``'s run; save ``results.json``."""
     device = setup.prepare_torch(cfg)
     weights, own = _weights_to_evaluate(cfg, output_dir)
     if (output_dir / "results.json").exists() and not (own or overwrite):
@@ -136,13 +145,11 @@ def _settle_seed(cfg: DictConfig, output_dir: Path, resume: bool) -> None:
     """Draw the seed if asked to; a resumed run keeps its own."""
     recorded = output_dir / "config.yaml"
     if resume and recorded.is_file():
-        before = load_config(recorded)
+        before = read_config(recorded)
         if cfg.train.seed < 0:
             cfg.train.seed = before.train.seed
         changes = [
-            change
-            for change in describe_changes(before, cfg)
-            if not change.startswith(("train.output_dir:", "data.workers:"))
+            change for change in describe_changes(before, cfg) if not change.startswith(_HARMLESS)
         ]
         if changes:
             logger.warning(
@@ -198,7 +205,9 @@ def _distributed(model: nn.Module, device: torch.device, options: DictConfig) ->
     if comm.get_world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **options)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=device_ids, **{str(key): value for key, value in options.items()}
+    )
 
 
 def _build_checkpoints(
@@ -237,4 +246,3 @@ def _writers(cfg: DictConfig, output_dir: Path, start_iter: int) -> list[EventWr
     if cfg.train.tensorboard:
         writers.append(TensorboardXWriter(str(output_dir), purge_step=start_iter))
     return writers
-

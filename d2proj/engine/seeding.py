@@ -14,7 +14,7 @@ def seed_iteration(seed: int, rank: int, iteration: int) -> None:
     """
     words = np.random.SeedSequence((seed, rank, iteration)).generate_state(2)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(words[0])
+    np.random.seed(words[0])  # noqa: NPY002 - the generator that Detectron2 draws from
     random.seed(int(words[1]))
 
 

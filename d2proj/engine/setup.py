@@ -42,7 +42,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"train.device must be auto, cpu, cuda or cuda:N, not {name!r}.") from error
+        raise InputError(
+            f"train.device must be auto, cpu, cuda or cuda:N, not {name!r}."
+        ) from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"train.device must be auto, cpu, cuda or cuda:N, not {name!r}.")
     if device.type == "cuda":
@@ -52,7 +54,7 @@ def resolve_device(name: str) -> torch.device:
             device = torch.device("cuda", comm.get_local_rank())
         if device.index >= torch.cuda.device_count():
             raise InputError(
-                f"train.device={name} was asked for, but there are {torch.cuda.device_count()} GPUs."
+                f"train.device={name} was asked for; there are {torch.cuda.device_count()} GPUs."
             )
         torch.cuda.set_device(device)
     return device
@@ -82,9 +84,7 @@ def apply_fast_dev_run(cfg: DictConfig) -> None:
     cfg.eval.visualize = max(cfg.eval.visualize, 2)
 
 
-def load_data(
-    cfg: DictConfig, *, train: bool
-) -> tuple[DetectionData | None, DetectionData | None]:
+def load_data(cfg: DictConfig, *, train: bool) -> tuple[DetectionData | None, DetectionData | None]:
     """Read (train, val), and enter their classes in the configuration.
 
     Args:
@@ -154,7 +154,8 @@ def build_model(cfg: DictConfig, device: torch.device, seed: int) -> nn.Module:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over the model's parameters, at the learning rate of the configuration."""
-    return build(cfg, "optimizer", **{"params.model": model})  # type: ignore[no-any-return]
+    optimizer: torch.optim.Optimizer = build(cfg, "optimizer", **{"params.model": model})
+    return optimizer
 
 
 def learning_rate_scale(cfg: DictConfig) -> float:

@@ -89,8 +89,17 @@ class Trainer(TrainerBase):
     @property
     def plain_model(self) -> nn.Module:
         """The model without the wrapper for several processes."""
-        wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
-        return self.model.module if wrapped else self.model
+        model = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            inner: nn.Module = model.module
+            return inner
+        return model
+
+    def share_buffers(self) -> None:
+        """Give all processes the main process's running statistics: they evaluate one model."""
+        if comm.get_world_size() > 1:
+            for buffer in self.plain_model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def restart_ema(self) -> None:
         """Start the average at the model's present weights (they were just loaded)."""
@@ -177,9 +186,8 @@ class Trainer(TrainerBase):
         buffers = list(self.plain_model.buffers())
         if self._kept_buffers is None or len(self._kept_buffers) != len(buffers):
             self._kept_buffers = [buffer.detach().clone() for buffer in buffers]
-        else:
-            for kept, buffer in zip(self._kept_buffers, buffers, strict=True):
-                kept.copy_(buffer)
+        elif buffers:
+            torch._foreach_copy_(self._kept_buffers, buffers)
 
     def _fail(self, losses: Mapping[str, Tensor], norm: Tensor, batch: Batch) -> None:
         for kept, buffer in zip(self._kept_buffers or [], self.plain_model.buffers(), strict=True):

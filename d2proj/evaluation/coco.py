@@ -44,7 +44,7 @@ class CocoEvaluation:
         visualize_threshold: float = 0.3,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Prepare an evaluation of ``data``; the arguments are the keys of ``eval`` and ``data``."""
+        """Prepare an evaluation of ``data``; the arguments are keys of ``eval`` and ``data``."""
         self._data = data
         self._folder = output_dir / "evaluation"
         self._pictures = output_dir / "pictures"

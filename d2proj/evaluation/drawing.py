@@ -39,18 +39,22 @@ def draw_boxes(
         labels: N texts.
     """
     side = max(image.shape[:2])
-    thickness = max(1, round(side / 500))
+    thickness = max(1, round(side / 350))
     scale = max(0.4, side / 1600)
     for box, index, label in zip(boxes, classes, labels, strict=True):
         color = class_color(int(index))
         x0, y0, x1, y1 = (round(float(v)) for v in box)
-        cv2.rectangle(image, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA)
+        cv2.rectangle(image, (x0, y0), (x1, y1), color, thickness)
         _draw_label(image, label, (x0, y0), color, scale)
     return image
 
 
 def _draw_label(
-    image: np.ndarray, label: str, corner: tuple[int, int], color: tuple[int, int, int], scale: float
+    image: np.ndarray,
+    label: str,
+    corner: tuple[int, int],
+    color: tuple[int, int, int],
+    scale: float,
 ) -> None:
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, height), base = cv2.getTextSize(label, font, scale, 1)

@@ -56,7 +56,12 @@ class PictureWriter(DatasetEvaluator):
         boxes, classes, labels = self._ground_truth(record)
         picture = side_by_side(
             [
-                _drawn(image, found.pred_boxes.tensor.numpy(), found.pred_classes.tolist(), found_labels),
+                _drawn(
+                    image,
+                    found.pred_boxes.tensor.numpy(),
+                    found.pred_classes.tolist(),
+                    found_labels,
+                ),
                 _drawn(image, boxes, classes, labels),
             ],
             ["prediction", "ground truth"],
@@ -67,7 +72,9 @@ class PictureWriter(DatasetEvaluator):
 
     def _ground_truth(self, record: dict[str, Any]) -> tuple[np.ndarray, list[int], list[str]]:
         annotations = record["annotations"]
-        boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        boxes = [
+            BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+        ]
         classes = [int(a["category_id"]) for a in annotations]
         labels = [
             self._data.class_names[c] + (" (ignored)" if a.get("iscrowd") else "")
@@ -76,6 +83,8 @@ class PictureWriter(DatasetEvaluator):
         return np.array(boxes, np.float32).reshape(-1, 4), classes, labels
 
 
-def _drawn(image: np.ndarray, boxes: np.ndarray, classes: list[int], labels: list[str]) -> np.ndarray:
+def _drawn(
+    image: np.ndarray, boxes: np.ndarray, classes: list[int], labels: list[str]
+) -> np.ndarray:
     picture, factor = enlarge(image)
     return draw_boxes(picture, boxes * factor, classes, labels)

@@ -19,7 +19,7 @@ def results_table(results: Mapping[str, Any], class_names: Sequence[str]) -> str
     for task, metrics in results.items():
         overall = {name: value for name, value in metrics.items() if "-" not in name}
         row = [task, *(_percent(value) for value in overall.values())]
-        tables.append(tabulate([row], headers=["", *overall], tablefmt="simple"))
+        tables.append(_table([row], ["", *overall]))
         per_class = [
             (name, _percent(metrics.get(f"AP-{name}")))
             for name in class_names
@@ -36,7 +36,14 @@ def _columns(cells: Sequence[tuple[str, str]]) -> str:
         [part for cell in cells[start : start + columns] for part in cell]
         for start in range(0, len(cells), columns)
     ]
-    return tabulate(rows, headers=["class", "AP"] * columns, tablefmt="simple")
+    return _table(rows, ["class", "AP"] * columns)
+
+
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """Names to the left, numbers (and dashes) to the right."""
+    names = ("", "class")
+    align = ["left" if header in names else "right" for header in headers]
+    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)
 
 
 def _percent(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Convolution with its normalisation and activation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ class Conv2d(nn.Conv2d):
 
     The normalisation is the child ``norm``, as in Detectron2, so state-dict names agree
     (``conv1.weight``, ``conv1.norm.weight``, ...). A normalisation that is a constant scale and
-    shift is folded into the kernel instead of being another pass over the map: ``FrozenBatchNorm2d``
-    always (gradients flow through the folded weight), ``BatchNorm2d`` in evaluation without gradients.
-    A fold that needs no gradient is kept until a tensor that it was made from changes.
+    shift is folded into the kernel instead of being another pass over the map:
+    ``FrozenBatchNorm2d`` always (gradients flow through the folded weight), ``BatchNorm2d`` in
+    evaluation without gradients. A fold that needs no gradient is kept until a tensor that it was
+    made from changes.
 
     Args:
         norm: module applied to the output, or None.
@@ -48,11 +49,13 @@ class Conv2d(nn.Conv2d):
         return x if self.activation is None else self.activation(x)
 
     def _norm_is_constant(self) -> bool:
-        if isinstance(self.norm, FrozenBatchNorm2d):
+        norm = self.norm
+        if isinstance(norm, FrozenBatchNorm2d):
             return True
         return (
-            type(self.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-            and not self.norm.training
+            isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+            and norm.running_mean is not None
+            and not norm.training
             and not torch.is_grad_enabled()
         )
 
@@ -67,16 +70,19 @@ class Conv2d(nn.Conv2d):
         return self._fold[1], self._fold[2]
 
     def _make_fold(self) -> tuple[Tensor, Tensor]:
-        scale, shift = scale_and_shift(self.norm)
+        scale, shift = scale_and_shift(cast(FrozenBatchNorm2d, self.norm))
         weight = self.weight * scale.view(-1, 1, 1, 1)
         return weight, shift if self.bias is None else self.bias * scale + shift
 
     def _fold_key(self) -> tuple[int, ...]:
-        tensors = (self.weight, *self.norm.parameters(), *self.norm.buffers())
+        norm = cast(nn.Module, self.norm)
+        tensors = (self.weight, *norm.parameters(), *norm.buffers())
         return tuple(number for t in tensors for number in (t.data_ptr(), t._version))
 
     def train(self, mode: bool = True) -> "Conv2d":
-        self._fold = None  # writes through ``.data`` leave no trace in the key: start each phase anew
+        """Switch to training or evaluation."""
+        # Writes through ``.data`` leave no trace in the key: start each phase anew.
+        self._fold = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:

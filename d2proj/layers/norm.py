@@ -1,6 +1,7 @@
 """Normalisation layers and their short names in configs."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
+        """What ``print`` shows."""
         return f"num_features={self.num_features}, eps={self.eps}"
 
     @classmethod
@@ -50,8 +52,11 @@ class FrozenBatchNorm2d(nn.Module):
 
 def scale_and_shift(norm: "FrozenBatchNorm2d | nn.BatchNorm2d") -> tuple[Tensor, Tensor]:
     """The ``(scale, shift)``, each of shape (C,), to which ``norm`` amounts in evaluation."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+    weight, bias, mean, var = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError("a batch normalisation without running statistics is no constant")
+    scale = weight * torch.rsqrt(var + norm.eps)
+    return scale, bias - mean * scale
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -76,8 +81,8 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
 class PerLevelBatchNorm2d(nn.ModuleList):
     """Batch normalisation with statistics for each pyramid level and one scale and shift for all.
 
-    For a head whose convolutions all levels share: the levels' statistics differ too much for one set.
-    State-dict names are those of Detectron2's ``CycleBatchNormList``.
+    For a head whose convolutions all levels share: the levels' statistics differ too much for one
+    set. State-dict names are those of Detectron2's ``CycleBatchNormList``.
     """
 
     def __init__(self, num_levels: int, num_features: int) -> None:
@@ -87,10 +92,10 @@ class PerLevelBatchNorm2d(nn.ModuleList):
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Normalise the map ``x`` (N, C, H, W) of pyramid level number ``level``."""
-        norm = self[level]
+        norm = cast(nn.BatchNorm2d, self[level])
         # One value has no variance; a coarse level of a one-image batch may hold just that.
         training = norm.training and x.shape[0] * x.shape[2] * x.shape[3] > 1
-        if training:
+        if training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked += 1
         return F.batch_norm(
             x,
@@ -99,7 +104,7 @@ class PerLevelBatchNorm2d(nn.ModuleList):
             self.weight,
             self.bias,
             training=training,
-            momentum=norm.momentum,
+            momentum=0.1 if norm.momentum is None else norm.momentum,
             eps=norm.eps,
         )
 
@@ -116,8 +121,8 @@ def get_norm(norm: str | NormFactory | None, num_channels: int) -> nn.Module | N
     """Make a normalisation layer.
 
     Args:
-        norm: ``"BN"``, ``"FrozenBN"``, ``"SyncBN"``, ``"GN"`` (32 groups), ``""`` or None for none, or a
-            callable that takes the number of channels.
+        norm: ``"BN"``, ``"FrozenBN"``, ``"SyncBN"``, ``"GN"`` (32 groups), ``""`` or None for none,
+            or a callable that takes the number of channels.
         num_channels: channels of the map to normalise.
 
     Raises:

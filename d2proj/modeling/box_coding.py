@@ -10,8 +10,10 @@ from d2proj.modeling.boxes import full_precision
 
 
 class Box2BoxTransform:
-    """``(dx, dy, dw, dh)`` of R-CNN (Girshick et al. 2014, appendix C): shifts of the centre in units of the
-    reference's size, logarithms of the ratios of sizes.
+    """The deltas ``(dx, dy, dw, dh)`` of R-CNN (Girshick et al. 2014, appendix C).
+
+    They are shifts of the centre in units of the reference's size, and logarithms of the ratios of
+    sizes.
 
     Args:
         weights: multipliers of the four deltas.

@@ -11,9 +11,11 @@ class Matcher:
 
     Args:
         thresholds: ascending bounds between the intervals of quality.
-        labels: label of each interval, one more than thresholds: 1 positive, 0 negative, -1 ignored.
-        allow_low_quality_matches: also make positive the predictions that are best for some ground truth
-            (all of those, where several tie), so that none goes unmatched (Faster R-CNN, section 3.1.2).
+        labels: label of each interval, one more than thresholds: 1 positive, 0 negative, -1
+            ignored.
+        allow_low_quality_matches: also make positive the predictions that are best for some ground
+            truth (all of those, where several tie), so that none goes unmatched (Faster R-CNN,
+            section 3.1.2).
     """
 
     def __init__(
@@ -41,16 +43,16 @@ class Matcher:
             quality: (G, P) quality of each pair, G ground truths and P predictions.
 
         Returns:
-            (P,) int64 index of the best ground truth (0 where there is none) and (P,) int8 label. Without
-            ground truth every prediction gets the label of the lowest interval.
+            (P,) int64 index of the best ground truth (0 where there is none) and (P,) int8 label.
+            Without ground truth every prediction gets the label of the lowest interval.
         """
         num_truths, num_predictions = quality.shape
-        if num_truths == 0:
+        if num_truths == 0 or num_predictions == 0:
             matches = quality.new_zeros(num_predictions, dtype=torch.int64)
             return matches, torch.full_like(matches, self.labels[0], dtype=torch.int8)
         best, matches = quality.max(dim=0)
         labels = torch.full_like(matches, self.labels[0], dtype=torch.int8)
-        for threshold, label in zip(self.thresholds, self.labels[1:]):
+        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
             labels.masked_fill_(best >= threshold, label)
         if self.allow_low_quality_matches:
             best_of_truth = quality.amax(dim=1, keepdim=True)

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 
 class AnchorGenerator(nn.Module):
-    """Anchors of every size and aspect ratio at every cell, as Detectron2's ``DefaultAnchorGenerator``.
+    """Anchors of every size and ratio at every cell, those of Detectron2's default generator.
 
     Args:
         sizes: for each level, square roots of anchor areas in pixels; one list serves all levels.
         aspect_ratios: height / width; one list serves all levels.
         strides: stride of each level, in pixels.
-        offset: position of the first centre, in strides: 0 is the image's corner, 0.5 the cell's centre.
+        offset: position of the first centre, in strides: 0 is the image's corner, 0.5 the cell's
+            centre.
     """
 
     box_dim = 4
@@ -36,6 +37,7 @@ class AnchorGenerator(nn.Module):
             zip(
                 _per_level("sizes", sizes, len(self.strides)),
                 _per_level("aspect_ratios", aspect_ratios, len(self.strides)),
+                strict=True,
             )
         )
         self._cache: tuple[object, list[Tensor]] | None = None
@@ -60,21 +62,24 @@ class AnchorGenerator(nn.Module):
 
         The last answer is kept: batches of one size, the common case, cost nothing.
         """
-        sizes = [tuple(feature.shape[-2:]) for feature in features]
+        sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
         key = (sizes, features[0].device)
         if self._cache is None or self._cache[0] != key:
             if len(sizes) != len(self.strides):
                 raise ValueError(f"anchors for {len(self.strides)} levels, got {len(sizes)} maps")
             # Outside inference mode, so that a later training step may use what is kept.
             with torch.inference_mode(False):
-                grids = [self._level(i, size).to(features[0].device) for i, size in enumerate(sizes)]
+                grids = [
+                    self._level(i, size).to(features[0].device) for i, size in enumerate(sizes)
+                ]
             self._cache = (key, grids)
         return self._cache[1]
 
     def _level(self, level: int, size: tuple[int, int]) -> Tensor:
         stride = self.strides[level]
         y, x = (
-            (torch.arange(n, dtype=torch.float32) + self.offset) * stride for n in (size[0], size[1])
+            (torch.arange(n, dtype=torch.float32) + self.offset) * stride
+            for n in (size[0], size[1])
         )
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).view(-1, 1, 4)

@@ -16,8 +16,8 @@ def subsample(
         background: the label of negatives.
 
     Returns:
-        int64 indices of the positives and of the negatives, in random order. Two permutations are drawn
-        from torch's global generator, positives first, as Detectron2 does.
+        int64 indices of the positives and of the negatives, in random order. Two permutations are
+        drawn from torch's global generator, positives first, as Detectron2 does.
     """
     positive = torch.nonzero((labels != -1) & (labels != background)).squeeze(1)
     negative = torch.nonzero(labels == background).squeeze(1)

@@ -32,7 +32,7 @@ def roi_align(
     Args:
         input: (N, C, H, W), float16, bfloat16, float32 or float64; NCHW or channels-last in memory.
         boxes: (K, 5) of image index, x1, y1, x2, y2, or a (K_i, 4) for each image; in the units
-            that ``spatial_scale`` maps to feature cells. float32 or float64 (half is raised to float32).
+            that ``spatial_scale`` maps to feature cells. float32 or float64 (half is raised).
         output_size: Height and width of the result, or one number for both.
         spatial_scale: Feature cells per box unit, 1/4 for a map of stride 4.
         sampling_ratio: Samples per bin along an axis; 0 or less: as many as the bin has cells.

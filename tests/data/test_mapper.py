@@ -45,8 +45,8 @@ def test_equals_detectron2s_mapper(augmentations: list[Any], shared_data: Path) 
         a, b = results
         assert torch.equal(a["image"], b["image"])
         assert a["image"].dtype == torch.uint8
-        boxes = [result["instances"].gt_boxes.tensor.numpy() for result in results]
-        np.testing.assert_allclose(*boxes, rtol=1e-6, atol=1e-4)
+        one, other = (result["instances"].gt_boxes.tensor.numpy() for result in results)
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-4)
         assert torch.equal(a["instances"].gt_classes, b["instances"].gt_classes)
         assert a["instances"].image_size == b["instances"].image_size
         assert {k: a[k] for k in ("file_name", "image_id", "height", "width")} == {

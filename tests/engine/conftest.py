@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from d2proj.engine import command_line
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +44,9 @@ def toy(digits: Path, tmp_path: Path) -> Run:
 def toy_process(digits: Path, tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     """Start train_net.py on the toy config as a process of its own."""
 
-    def start(*args: str, out: str = "run", before: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    def start(
+        *args: str, out: str = "run", before: tuple[str, ...] = ()
+    ) -> "subprocess.Popen[str]":
         path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
         command = [
             *(before or (sys.executable,)),

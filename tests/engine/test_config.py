@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+
 from d2proj.engine.config import build, load_config, save_config, set_num_classes
 from d2proj.engine.overrides import parse_value
 from d2proj.errors import InputError
-from omegaconf import OmegaConf
 
 TOY = Path(__file__).parent / "toy_config.py"
 
@@ -148,7 +149,9 @@ def test_num_classes_must_be_the_data_sets():
 def test_what_cannot_be_built(override, node):
     if node == "optimizer":
         cfg = load_config(TOY, [override])  # Adam has no momentum
-        with pytest.raises(InputError, match="'optimizer' of the config cannot be built: .*momentum"):
+        with pytest.raises(
+            InputError, match=r"'optimizer' of the config cannot be built: .*momentum"
+        ):
             build(cfg, node, **{"params.model": torch.nn.Linear(1, 1)})
     else:
         with pytest.raises(InputError):

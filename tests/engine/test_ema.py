@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from d2proj.engine.ema import ModelEma
 from torch import nn
+
+from d2proj.engine.ema import ModelEma
 
 
 def small_model() -> nn.Module:

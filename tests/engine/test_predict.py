@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from d2proj import predict
 from d2proj.evaluation.coco_classes import coco_classes
 
@@ -51,7 +52,8 @@ def test_a_folder(call, pictures, tmp_path):
     assert call(pictures) == 0
     found = entries(tmp_path / "found")
     assert {e["file_name"] for e in found} == {str(pictures / n) for n in ("a.png", "b.jpg")}
-    assert len(found) == 20 and {e["image_id"] for e in found} == {1, 2}
+    assert len(found) == 20
+    assert {e["image_id"] for e in found} == {1, 2}
     first = found[0]
     # The toy's box is (0.1 W, 0.1 H, 0.6 W, 0.7 H), here of 60x40 pixels.
     assert first["bbox"] == pytest.approx([6, 4, 30, 24], abs=1e-2)
@@ -149,7 +151,8 @@ def test_bad_input(call, tmp_path, capsys, monkeypatch, arguments, words):
     capsys.readouterr()
     assert call(*arguments) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
-    assert len(lines) == 1 and words in lines[0]
+    assert len(lines) == 1
+    assert words in lines[0]
     assert not (tmp_path / "found" / "predictions.json").exists()
 
 

@@ -1,6 +1,7 @@
 """A run that was interrupted anywhere ends with the losses and weights of one that was not."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -68,11 +69,38 @@ def test_a_signal_saves_and_says_how_to_go_on(toy, toy_process, tmp_path, losses
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number
-    assert "--resume" in output and "Traceback" not in output
+    assert "--resume" in output
+    assert "Traceback" not in output
     done = max(losses("stopped"))
     assert (tmp_path / "stopped" / "last_checkpoint").read_text() == f"model_{done:07d}.pth"
     assert toy("--resume", f"train.max_iter={done + 3}", out="stopped") == 0
     assert sorted(losses("stopped")) == list(range(done + 3))
+
+
+@pytest.mark.slow
+def test_resume_of_two_processes(toy_process, tmp_path, losses):
+    run = toy_process("--num-gpus=2", out="whole")
+    assert run.wait(120) == 0, run.communicate()[0]
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "model_final.pth").unlink()
+    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000007.pth")
+    run = toy_process("--num-gpus=2", "--resume", out="parts")
+    assert run.wait(120) == 0, run.communicate()[0]
+    assert_same_run(tmp_path, losses, "whole", "parts")
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_process_that_started_two(toy_process, tmp_path, losses):
+    process = toy_process("--num-gpus=2", "train.max_iter=100000")
+    metrics = tmp_path / "run" / "metrics.json"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, process)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert output.count("--resume") == 1
+    assert "Traceback" not in output
+    last = (tmp_path / "run" / "last_checkpoint").read_text()
+    assert last == f"model_{max(losses()):07d}.pth"
 
 
 def test_a_torn_metrics_line_is_repaired(toy, tmp_path, losses):
@@ -105,12 +133,15 @@ def test_resume_of_a_complete_run_changes_nothing(toy, tmp_path, capsys):
 def test_nonfinite_loss_saves_the_last_good_state(toy, tmp_path, capsys, losses):
     assert toy("model.nan_at=5", "train.checkpoint.period_iters=100") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "loss_cls = nan" in error and "iteration 5" in error
+    assert error.count("\n") == 1
+    assert "loss_cls = nan" in error
+    assert "iteration 5" in error
     report = json.loads((tmp_path / "run" / "nonfinite_0000005.json").read_text())
     assert len(report["processes"][0]["images"]) == 4
     assert all(name in error for name in report["processes"][0]["images"])
     saved = torch.load(tmp_path / "run" / "model_0000004.pth", weights_only=True)
-    assert saved["iteration"] == 4 and saved["model"]["batches"] == 5
+    assert saved["iteration"] == 4
+    assert saved["model"]["batches"] == 5
     assert all(bool(value.isfinite().all()) for value in saved["model"].values())
     # Once the cause is mended, the run goes on as if it had not been there.
     assert toy("--resume", "model.nan_at=null") == 0

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from d2proj.engine.schedule import ConstantSchedule, CosineSchedule, MultiStepSchedule
 
 

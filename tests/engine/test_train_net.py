@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from d2proj.engine.config import load_config
 
 UNSET = [f"dataset.{k}=null" for k in ("root", "train_images", "val_images", "image_size")]
@@ -31,15 +32,20 @@ def test_a_run_leaves_what_is_documented(toy, tmp_path, capsys):
     names = {p.name for p in folder.glob("model_*.pth")}
     assert names == {"model_0000003.pth", "model_0000007.pth", "model_best.pth", "model_final.pth"}
     cfg = load_config(folder / "config.yaml")
-    assert cfg.model.num_classes == 10 and list(cfg.dataset.class_names) == list("0123456789")
+    assert cfg.model.num_classes == 10
+    assert list(cfg.dataset.class_names) == list("0123456789")
     saved = torch.load(folder / "model_final.pth", weights_only=True)
-    assert saved["class_names"] == list("0123456789") and saved["iteration"] == 11
+    assert saved["class_names"] == list("0123456789")
+    assert saved["iteration"] == 11
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(12))
     assert [row["iteration"] for row in rows if "bbox/AP50" in row] == [5, 11]
     assert rows[-1]["bbox/AP50"] == bbox["AP50"]
     output = capsys.readouterr().out
-    assert "eta" in output and "images/s" in output and "AP75" in output and "class" in output
+    assert "eta" in output
+    assert "images/s" in output
+    assert "AP75" in output
+    assert "class" in output
 
 
 def test_eval_only_gives_the_same_numbers_again(toy, tmp_path):
@@ -75,7 +81,8 @@ def test_fast_dev_run(toy, tmp_path):
     for _ in range(2):  # it may always be replaced
         assert toy("train.fast_dev_run=true", "train.max_iter=1000") == 0
     folder = tmp_path / "run" / "fast_dev_run"
-    assert (folder / "model_final.pth").exists() and results(folder)
+    assert (folder / "model_final.pth").exists()
+    assert results(folder)
     assert len(list((folder / "pictures").iterdir())) == 2
 
 
@@ -124,7 +131,8 @@ def test_an_error_in_one_of_two_processes_is_one_sentence(toy_process, tmp_path)
     process = toy_process("--num-gpus=2", "data.batch_size=3")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2, output
-    assert output.count("error:") == 1 and "Traceback" not in output
+    assert output.count("error:") == 1
+    assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
 
 
@@ -152,7 +160,9 @@ def test_an_error_in_one_of_two_processes_is_one_sentence(toy_process, tmp_path)
 def test_bad_input(toy, tmp_path, capsys, arguments, words):
     assert toy(*arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -195,7 +205,8 @@ def test_a_full_disk_is_one_sentence(toy, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert toy("--resume", "train.max_iter=8") == 2
     error = capsys.readouterr().err
-    assert "No space left" in error and error.count("\n") == 1
+    assert "No space left" in error
+    assert error.count("\n") == 1
     monkeypatch.undo()
     assert toy("--resume", "train.max_iter=8") == 0
 
@@ -211,11 +222,16 @@ def test_a_damaged_picture_is_named_or_skipped(toy, tmp_path, digits, capsys):
         (data / image["file_name"]).write_bytes((images / image["file_name"]).read_bytes())
     broken = data / coco["images"][0]["file_name"]
     broken.write_bytes(broken.read_bytes()[:200])
-    paths = [f"dataset.{s}.{k}={v}" for s in ("train", "val") for k, v in
-             (("json", source), ("images", data))]
+    paths = [
+        f"dataset.{s}.{k}={v}"
+        for s in ("train", "val")
+        for k, v in (("json", source), ("images", data))
+    ]
     arguments = ["dataset.format=coco", *UNSET, *paths, "data.workers=2", "train.max_iter=6"]
     capsys.readouterr()
     assert toy(*arguments, out="raise") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and broken.name in error and "Traceback" not in error
+    assert error.count("\n") == 1
+    assert broken.name in error
+    assert "Traceback" not in error
     assert toy(*arguments, "data.on_bad_image=skip", out="skip") == 0

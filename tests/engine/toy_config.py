@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from toy_detector import ToyDetector
 
 from ...configs.common.data import data, dataset
-from ...configs.common.eval import eval  # noqa: A004
+from ...configs.common.eval import eval
 from ...configs.common.optim import SGD as optimizer
 from ...configs.common.schedule import multistep as schedule
 from ...configs.common.train import train

@@ -41,7 +41,8 @@ class ToyDetector(nn.Module):
         logits = self.scores(self.body(images / 255).mean((2, 3)))
         if not self.training:
             return [
-                {"instances": self._detect(x, y)} for x, y in zip(batched_inputs, logits, strict=True)
+                {"instances": self._detect(x, y)}
+                for x, y in zip(batched_inputs, logits, strict=True)
             ]
         self.batches += 1
         wanted = torch.zeros_like(logits)

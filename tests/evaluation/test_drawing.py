@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from d2proj.evaluation.drawing import class_color, draw_boxes, enlarge, side_by_side
 
 
@@ -9,7 +10,8 @@ def test_a_box_is_drawn_on_its_edge():
     image = np.zeros((200, 300, 3), np.uint8)
     draw_boxes(image, np.array([[50.0, 60.0, 150.0, 120.0]]), [1], ["x"])
     assert tuple(image[90, 50]) == class_color(1) == tuple(image[120, 100])
-    assert not image[90, 100].any() and not image[150:].any()
+    assert not image[90, 100].any()
+    assert not image[150:].any()
 
 
 @pytest.mark.parametrize("box", [[-20, -20, 50, 50], [0, 0, 300, 200], [290, 190, 400, 400]])
@@ -27,7 +29,8 @@ def test_colors_differ():
 
 def test_small_pictures_are_enlarged_and_large_ones_are_not():
     small, factor = enlarge(np.zeros((64, 128, 3), np.uint8))
-    assert factor == 4 and small.shape == (256, 512, 3)
+    assert factor == 4
+    assert small.shape == (256, 512, 3)
     assert enlarge(np.zeros((700, 900, 3), np.uint8))[1] == 1
 
 
@@ -35,4 +38,5 @@ def test_side_by_side():
     left, right = np.full((50, 80, 3), 10, np.uint8), np.full((50, 60, 3), 20, np.uint8)
     picture = side_by_side([left, right], ["a", "b"])
     assert picture.shape == (78, 146, 3)
-    assert (picture[28:, :80] == 10).all() and (picture[28:, 86:] == 20).all()
+    assert (picture[28:, :80] == 10).all()
+    assert (picture[28:, 86:] == 20).all()

@@ -45,8 +45,8 @@ def assert_same_losses(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> No
 def assert_same_detections(ours: Instances, theirs: Instances, at_least: int = 10) -> None:
     """Equal in number and classes, boxes within 1e-3 pixels, scores within 1e-5.
 
-    Detections whose scores differ by less than rounding may come in either order, so both are sorted
-    by class and position first.
+    Detections whose scores differ by less than rounding may come in either order, so both are
+    sorted by class and position first.
     """
     assert len(ours) == len(theirs) >= at_least
     ours, theirs = _sorted(ours), _sorted(theirs)
@@ -58,7 +58,9 @@ def assert_same_detections(ours: Instances, theirs: Instances, at_least: int = 1
 def _sorted(found: Instances) -> Instances:
     keys = [
         (c, *(round(v) for v in box))
-        for c, box in zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist())
+        for c, box in zip(
+            found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), strict=True
+        )
     ]
     return found[sorted(range(len(keys)), key=keys.__getitem__)]
 
@@ -66,8 +68,8 @@ def _sorted(found: Instances) -> Instances:
 def spread_predictions(model: nn.Module, scales: dict[str, float], seed: int = 0) -> None:
     """Redraw the weights of prediction layers with the given standard deviations.
 
-    Freshly initialised predictors give the same score everywhere: nothing would be detected, and what is
-    best would be decided by rounding.
+    Freshly initialised predictors give the same score everywhere: nothing would be detected, and
+    what is best would be decided by rounding.
     """
     g = torch.Generator().manual_seed(seed)
     layers = dict(model.named_modules())
@@ -77,7 +79,7 @@ def spread_predictions(model: nn.Module, scales: dict[str, float], seed: int = 0
 
 
 def calibrate_batch_norms(backbone: nn.Module, images: Tensor) -> None:
-    """Set running statistics to those of the images, so that random weights give sane activations."""
+    """Set running statistics to those of the images: random weights then give sane activations."""
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None

@@ -1,4 +1,4 @@
-"""Our models equal Detectron2's own R50-FPN models, weight names included. Needs the real Detectron2."""
+"""Our models equal the real Detectron2's own R50-FPN models, weight names included."""
 
 from pathlib import Path
 
@@ -58,10 +58,12 @@ def detectron2_model(name: str) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def nms_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detectron2 hands torchvision's NMS float32 boxes whatever the scores are, which fails here."""
+    """Detectron2 gives torchvision's NMS float32 boxes whatever the scores are, which fails."""
     nms = torch.ops.torchvision.nms
     monkeypatch.setattr(
-        torchvision.ops.boxes, "nms", lambda boxes, scores, iou: nms(boxes.to(scores.dtype), scores, iou)
+        torchvision.ops.boxes,
+        "nms",
+        lambda boxes, scores, iou: nms(boxes.to(scores.dtype), scores, iou),
     )
 
 
@@ -104,7 +106,7 @@ def test_detections(models: tuple[nn.Module, nn.Module]) -> None:
     batch[0]["height"], batch[0]["width"] = 300, 411  # the original picture was larger
     with torch.no_grad():
         found, expected = (model.eval()(batch) for model in models)
-    for a, b in zip(found, expected):
+    for a, b in zip(found, expected, strict=True):
         assert a["instances"].image_size == b["instances"].image_size
         assert_same_detections(a["instances"], b["instances"])
 

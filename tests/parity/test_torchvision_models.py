@@ -53,7 +53,9 @@ def retinanet_settings() -> DictConfig:
     model.backbone.top_block.in_channels = 256
     model.anchor_generator._target_ = RoundedAnchorGenerator
     # torchvision truncates the sizes of the octaves to whole pixels.
-    model.anchor_generator.sizes = [[int(s) for s in level] for level in model.anchor_generator.sizes]
+    model.anchor_generator.sizes = [
+        [int(s) for s in level] for level in model.anchor_generator.sizes
+    ]
     model.postprocess.max_detections, model.postprocess.clip = 300, True
     model.loss_normalizer_momentum = 0.0
     return model
@@ -62,7 +64,7 @@ def retinanet_settings() -> DictConfig:
 def pair(
     theirs: nn.Module, settings: DictConfig, scales: dict[str, float], folder: Path
 ) -> tuple[nn.Module, nn.Module]:
-    """torchvision's model with sane random weights, batch norms fixed, and ours with the same weights."""
+    """torchvision's model with sane random weights and fixed batch norms, and its twin of ours."""
     batch = make_batch(SIZES, num_classes=NUM_CLASSES, seed=1)
     images = torch.stack([(item["image"] / 255 - 0.45) / 0.225 for item in batch])
     calibrate_batch_norms(theirs.backbone, images)
@@ -99,7 +101,11 @@ def retinanet(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.M
     theirs = torchvision.models.detection.retinanet_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=128, max_size=256
     )
-    convs = [f"head.{kind}_head.conv.{i}.0" for kind in ("classification", "regression") for i in range(4)]
+    convs = [
+        f"head.{kind}_head.conv.{i}.0"
+        for kind in ("classification", "regression")
+        for i in range(4)
+    ]
     scales = dict.fromkeys(convs, 0.03) | {
         "head.classification_head.cls_logits": 0.02,
         "head.regression_head.bbox_reg": 0.002,
@@ -107,7 +113,9 @@ def retinanet(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.M
     return pair(theirs, retinanet_settings(), scales, tmp_path_factory.mktemp("retinanet"))
 
 
-def torchvision_detections(model: nn.Module, batch: list[dict], first_label: int) -> list[Instances]:
+def torchvision_detections(
+    model: nn.Module, batch: list[dict], first_label: int
+) -> list[Instances]:
     model.eval()
     with torch.no_grad():
         outputs = model([item["image"].double() / 255 for item in batch])
@@ -118,9 +126,9 @@ def torchvision_detections(model: nn.Module, batch: list[dict], first_label: int
             scores=out["scores"],
             pred_classes=out["labels"] - first_label,
         )
-        for item, out in zip(batch, outputs)
+        for item, out in zip(batch, outputs, strict=True)
     ]
-    # What lies outside the image is clipped to nothing: torchvision gives it out, Detectron2 does not.
+    # What lies outside the image is clipped to nothing: torchvision gives it out, we do not.
     return [found[found.pred_boxes.nonempty()] for found in results]
 
 
@@ -150,7 +158,7 @@ def test_faster_rcnn_detections(faster_rcnn: tuple[nn.Module, nn.Module]) -> Non
     expected = torchvision_detections(theirs, batch, first_label=1)
     with torch.no_grad():
         found = ours.eval()(batch)
-    for a, b in zip(found, expected):
+    for a, b in zip(found, expected, strict=True):
         assert_same_detections(a["instances"], b)
 
 
@@ -173,7 +181,9 @@ def test_faster_rcnn_losses(
     sum(expected.values()).backward()
     assert_same_gradients(
         {
-            ours.backbone.bottom_up.res3[0].conv1.weight: theirs.backbone.body.layer2[0].conv1.weight,
+            ours.backbone.bottom_up.res3[0].conv1.weight: theirs.backbone.body.layer2[
+                0
+            ].conv1.weight,
             ours.roi_heads.box_head.fc1.weight: theirs.roi_heads.box_head.fc6.weight,
         }
     )
@@ -185,7 +195,7 @@ def test_retinanet_detections(retinanet: tuple[nn.Module, nn.Module]) -> None:
     expected = torchvision_detections(theirs, batch, first_label=0)
     with torch.no_grad():
         found = ours.eval()(batch)
-    for a, b in zip(found, expected):
+    for a, b in zip(found, expected, strict=True):
         assert_same_detections(a["instances"], b)
 
 
@@ -203,7 +213,9 @@ def test_retinanet_losses(retinanet: tuple[nn.Module, nn.Module]) -> None:
     sum(expected.values()).backward()
     assert_same_gradients(
         {
-            ours.backbone.bottom_up.res3[0].conv1.weight: theirs.backbone.body.layer2[0].conv1.weight,
+            ours.backbone.bottom_up.res3[0].conv1.weight: theirs.backbone.body.layer2[
+                0
+            ].conv1.weight,
             ours.head.cls_subnet[0].weight: theirs.head.classification_head.conv[0][0].weight,
         }
     )

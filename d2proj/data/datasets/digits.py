@@ -57,7 +57,7 @@ class DigitsParameters:
         seed: of everything drawn at random.
     """
 
-    train_images: int = 1000
+    train_images: int = 5000
     val_images: int = 250
     image_size: int = 128
     seed: int = 0

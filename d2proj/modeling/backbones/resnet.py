@@ -5,6 +5,7 @@ State-dict names are Detectron2's: ``stem.conv1``, ``res2.0.conv1``, ``res2.0.co
 """
 
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.layers.conv import Conv2d
+from d2proj.layers.init import init_msra
 from d2proj.layers.norm import NormFactory, freeze, get_norm
 
 Norm = str | NormFactory | None
@@ -24,6 +26,13 @@ _BLOCKS_PER_STAGE = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
 }
+
+
+class Strided(Protocol):
+    """What a stem and a block tell of themselves."""
+
+    stride: int
+    out_channels: int
 
 
 def _conv(
@@ -39,9 +48,7 @@ def _conv(
         norm=get_norm(norm, out_channels),
         activation=F.relu_ if relu else None,
     )
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    init_msra(conv)
     return conv
 
 
@@ -192,8 +199,8 @@ class ResNet(Backbone):
     Args:
         stem: module with ``stride`` and ``out_channels``.
         stages: lists of blocks, each with ``stride`` and ``out_channels`` (:func:`resnet_stages`).
-        out_features: names of the maps to return, of ``"stem"``, ``"res2"``, ...; stages after the last of
-            them are left out.
+        out_features: names of the maps to return, of ``"stem"``, ``"res2"``, ...; stages after the
+            last of them are left out.
         freeze_at: 0 trains everything, 1 freezes the stem, 2 the stem and res2, and so on.
     """
 
@@ -212,13 +219,14 @@ class ResNet(Backbone):
             raise ValueError(f"out_features must name some of {names}, got {list(out_features)}")
         self._out_features = list(out_features)
         self.stem = stem
-        stride, channels = stem.stride, stem.out_channels
+        first = cast(Strided, stem)
+        stride, channels = first.stride, first.out_channels
         shapes = {"stem": ShapeSpec(channels=channels, stride=stride)}
         last = max(names.index(name) for name in out_features)
         self.stage_names = names[1 : last + 1]
-        for name, blocks in zip(self.stage_names, stages):
+        for name, blocks in zip(self.stage_names, stages, strict=False):
             self.add_module(name, nn.Sequential(*blocks))
-            for block in blocks:
+            for block in cast(Sequence[Strided], blocks):
                 stride, channels = stride * block.stride, block.out_channels
             shapes[name] = ShapeSpec(channels=channels, stride=stride)
         self._shapes = {name: shapes[name] for name in self._out_features}

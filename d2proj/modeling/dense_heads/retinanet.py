@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from d2proj.layers.conv import Conv2d
+from d2proj.layers.init import init_normal
 from d2proj.layers.norm import PerLevelBatchNorm2d, get_norm
 
 
 class RetinaNetHead(nn.Module):
-    """Two towers of 3x3 convolutions, shared by all levels: class logits and box deltas of each anchor.
+    """Two towers of 3x3 convolutions, shared by all levels: one for classes, one for boxes.
 
-    State-dict names are Detectron2's: ``cls_subnet.0``, ``.2``, ... (with a normalisation ``.0``, ``.1``,
-    ``.3``, ``.4``, ...), ``cls_score``, ``bbox_pred``.
+    State-dict names are Detectron2's: ``cls_subnet.0``, ``.2``, ... (with a normalisation ``.0``,
+    ``.1``, ``.3``, ``.4``, ...), ``cls_score``, ``bbox_pred``.
 
     Args:
         in_channels: channels of every level.
@@ -21,7 +22,8 @@ class RetinaNetHead(nn.Module):
         num_anchors: A, anchors per cell.
         num_levels: pyramid levels (``"BN"`` keeps statistics for each).
         conv_dims: channels of the towers' convolutions.
-        prior_prob: initial score of everything (section 4.1), so that the first losses are not swamped.
+        prior_prob: initial score of everything (section 4.1), so that the first losses are not
+            swamped.
         norm: ``""``, ``"GN"``, or ``"BN"`` (one per level).
     """
 
@@ -45,9 +47,9 @@ class RetinaNetHead(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+                init_normal(module, std=0.01)
+        if self.cls_score.bias is not None:
+            nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Predictions of each level.
@@ -56,7 +58,8 @@ class RetinaNetHead(nn.Module):
             features: maps (N, C, H, W).
 
         Returns:
-            Logits (N, H * W * A, K) and deltas (N, H * W * A, 4) of each level, in the order of the anchors.
+            Logits (N, H * W * A, K) and deltas (N, H * W * A, 4) of each level, in the order of the
+            anchors.
         """
         logits, deltas = [], []
         for level, x in enumerate(features):
@@ -73,8 +76,8 @@ def _tower(in_channels: int, dims: Sequence[int], norm: str, num_levels: int) ->
         layers.append(Conv2d(in_channels, channels, 3, padding=1))
         if norm == "BN":
             layers.append(PerLevelBatchNorm2d(num_levels, channels))
-        elif norm:
-            layers.append(get_norm(norm, channels))
+        elif (layer := get_norm(norm, channels)) is not None:
+            layers.append(layer)
         layers.append(nn.ReLU(inplace=True))
         in_channels = channels
     return nn.ModuleList(layers)

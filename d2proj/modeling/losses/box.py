@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2proj.modeling.boxes import box_area
 from d2proj.modeling.box_coding import Box2BoxTransform
+from d2proj.modeling.boxes import box_area
 
 
 class BoxLoss(nn.Module):
@@ -28,9 +28,11 @@ class BoxLoss(nn.Module):
 
 
 class SmoothL1BoxLoss(BoxLoss):
-    """Smooth L1 of the deltas (Fast R-CNN, eq. 3), turning from square to linear at ``beta``; 0 gives L1.
+    """Smooth L1 of the deltas (Fast R-CNN, eq. 3).
 
-    ``weight`` multiplies the loss.
+    Args:
+        beta: error at which it turns from square to linear; 0 gives L1.
+        weight: multiplies the loss.
     """
 
     def __init__(self, *, beta: float = 0.0, weight: float = 1.0) -> None:
@@ -41,6 +43,7 @@ class SmoothL1BoxLoss(BoxLoss):
     def forward(
         self, deltas: Tensor, references: Tensor, targets: Tensor, coder: Box2BoxTransform
     ) -> Tensor:
+        """As :meth:`BoxLoss.forward`."""
         wanted = coder.get_deltas(references, targets)
         return self.weight * F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=self.beta)
 
@@ -61,6 +64,7 @@ class GIoUBoxLoss(BoxLoss):
     def forward(
         self, deltas: Tensor, references: Tensor, targets: Tensor, coder: Box2BoxTransform
     ) -> Tensor:
+        """As :meth:`BoxLoss.forward`."""
         boxes = coder.apply_deltas(deltas, references)
         x1, y1, x2, y2 = boxes.unbind(-1)
         u1, v1, u2, v2 = targets.unbind(-1)

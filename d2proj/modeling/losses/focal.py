@@ -29,7 +29,7 @@ class FocalLoss(nn.Module):
         """
         num_classes = logits.shape[1]
         logits = full_precision(logits)
-        # Nearly all targets are 0: take them all to be so, then exchange the few terms of positives.
+        # Nearly all targets are 0: take them all to be so, then exchange the positives' few terms.
         weight = (classes >= 0).to(logits.dtype)
         loss = self._negative(logits).sum(dim=1).dot(weight)
         rows = torch.nonzero((classes >= 0) & (classes < num_classes)).squeeze(1)

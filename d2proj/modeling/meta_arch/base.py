@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -66,13 +66,13 @@ class Detector(nn.Module):
         """Detect, or learn to.
 
         Args:
-            batched_inputs: for each image a dict with ``image`` ((C, H, W), uint8 or float, 0 to 255), when
-                training ``instances`` (``gt_boxes``, ``gt_classes``), and optionally ``height`` and
-                ``width`` of the original image.
+            batched_inputs: for each image a dict with ``image`` ((C, H, W), uint8 or float, 0 to
+                255), when training ``instances`` (``gt_boxes``, ``gt_classes``), and optionally
+                ``height`` and ``width`` of the original image.
 
         Returns:
-            When training, the losses by name. Otherwise for each image ``{"instances": Instances}`` with
-            ``pred_boxes`` in the frame of the original image, ``scores`` and ``pred_classes``.
+            When training, the losses by name. Otherwise for each image ``{"instances": Instances}``
+            with ``pred_boxes`` in the frame of the original image, ``scores`` and ``pred_classes``.
 
         Raises:
             InputError: for a label that is not in [0, num_classes).
@@ -95,17 +95,17 @@ class Detector(nn.Module):
         """Detections of each image, in the frame of the network's input."""
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, pad with zeros at the right and bottom to a common size, batch channels-last."""
+        """Normalise, pad with zeros at the right and bottom, and batch (channels-last)."""
         images = [item["image"] for item in batched_inputs]
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         multiple = max(self.backbone.size_divisibility, 1)
-        height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes))
+        height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
         batch = torch.zeros(
             (len(images), self.pixel_mean.shape[0], height, width),
             dtype=self.pixel_mean.dtype,
             device=self.device,
         ).contiguous(memory_format=torch.channels_last)
-        for row, image, (h, w) in zip(batch, images, sizes):
+        for row, image, (h, w) in zip(batch, images, sizes, strict=True):
             image = image.to(self.device, non_blocking=True)
             row[:, :h, :w] = (image - self.pixel_mean) / self.pixel_std
         return ImageList(batch, sizes)
@@ -114,12 +114,12 @@ class Detector(nn.Module):
         """The instances of each image on the model's device, their labels checked."""
         for item in batched_inputs:
             classes = item["instances"].gt_classes
-            if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-                bad = int(classes[(classes < 0) | (classes >= self.num_classes)][0])
+            bad = classes[(classes < 0) | (classes >= self.num_classes)].tolist()
+            if bad:
+                name = item.get("file_name", item.get("image_id", "without a name"))
                 raise InputError(
-                    f"image {item.get('file_name', item.get('image_id', 'without a name'))} has the label "
-                    f"{bad}, but the model has {self.num_classes} classes (labels 0 to "
-                    f"{self.num_classes - 1})"
+                    f"image {name} has the label {bad[0]}, but the model has {self.num_classes} "
+                    f"classes (labels 0 to {self.num_classes - 1})"
                 )
         return [item["instances"].to(self.device) for item in batched_inputs]
 

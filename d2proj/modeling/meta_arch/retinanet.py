@@ -25,8 +25,8 @@ class RetinaNet(DenseDetector):
     """Anchors on a pyramid, a class and a box for each, trained with the focal loss.
 
     State-dict names are those of Detectron2's ``RetinaNet``, with one addition: the buffer
-    ``loss_normalizer``, the moving average of the number of positive anchors, which a resumed training
-    needs. Checkpoints without it load: it then keeps its value.
+    ``loss_normalizer``, the moving average of the number of positive anchors, which a resumed
+    training needs. Checkpoints without it load: it then keeps its value.
 
     Args:
         anchor_generator, anchor_matcher, box2box_transform: see their classes.
@@ -82,8 +82,11 @@ class RetinaNet(DenseDetector):
     def _assign(
         self, anchors: Tensor, gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each image: classes of all anchors (K: negative, -1: ignored), indices of the positive ones and
-        the ground truth boxes of those.
+        """Assign ground truth to anchors.
+
+        Returns:
+            Of each image the classes of all anchors (K: negative, -1: ignored), the indices of the
+            positive ones, and the ground truth boxes of those.
         """
         classes, positives, boxes = [], [], []
         for truth in gt_instances:
@@ -99,7 +102,7 @@ class RetinaNet(DenseDetector):
 
     @torch.no_grad()
     def _normalizer(self, num_positive: int) -> Tensor:
-        """Update the moving average of the number of positive anchors (at least 1); returns a copy."""
+        """Update the moving average of the number of positive anchors; returns a copy."""
         self.loss_normalizer.lerp_(
             self.loss_normalizer.new_tensor(float(max(num_positive, 1))),
             1.0 - self.loss_normalizer_momentum,

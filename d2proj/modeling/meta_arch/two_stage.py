@@ -16,7 +16,8 @@ class FasterRCNN(Detector):
 
     Args:
         proposal_generator: (images, features, ground truth) to proposals and losses.
-        roi_heads: (features, proposals, ground truth) to detections and losses; any number of stages.
+        roi_heads: (features, proposals, ground truth) to detections and losses; any number of
+            stages.
         **detector: see :class:`Detector`.
     """
 

@@ -1,6 +1,8 @@
 """Feature pyramid network (Lin et al. 2017, "Feature pyramid networks for object detection")."""
 
+import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from detectron2.layers import ShapeSpec
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.layers.conv import Conv2d
+from d2proj.layers.init import init_xavier
 from d2proj.layers.norm import NormFactory, get_norm
 
 
@@ -23,8 +26,8 @@ class FPN(Backbone):
         in_features: names of its maps, finest first, each of twice the stride of the one before.
         out_channels: channels of every level.
         norm: normalisation of the convolutions (:func:`d2proj.layers.get_norm`).
-        top_block: makes coarser levels; has ``num_levels`` and ``in_feature``, the name of a bottom-up map
-            or of a pyramid level.
+        top_block: makes coarser levels; has ``num_levels`` and ``in_feature``, the name of a
+            bottom-up map or of a pyramid level.
     """
 
     def __init__(
@@ -34,18 +37,18 @@ class FPN(Backbone):
         in_features: Sequence[str],
         out_channels: int,
         norm: str | NormFactory | None = "",
-        top_block: nn.Module | None = None,
+        top_block: "TopBlock | None" = None,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
         strides = [shapes[name].stride for name in in_features]
-        if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:])):
+        if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
             raise ValueError(f"FPN needs maps whose strides double, got {strides} of {in_features}")
         self.in_features = list(in_features)
         self.bottom_up = bottom_up
         self.top_block = top_block
         self._levels = [int(math.log2(stride)) for stride in strides]
-        for name, level in zip(self.in_features, self._levels):
+        for name, level in zip(self.in_features, self._levels, strict=True):
             lateral = _conv(shapes[name].channels, out_channels, 1, norm)
             output = _conv(out_channels, out_channels, 3, norm)
             self.add_module(f"fpn_lateral{level}", lateral)
@@ -65,7 +68,7 @@ class FPN(Backbone):
         bottom_up = self.bottom_up(x)
         merged: Tensor | None = None
         outputs: dict[str, Tensor] = {}
-        for name, level in zip(reversed(self.in_features), reversed(self._levels)):
+        for name, level in zip(reversed(self.in_features), reversed(self._levels), strict=True):
             lateral = getattr(self, f"fpn_lateral{level}")(bottom_up[name])
             merged = lateral if merged is None else _add_upsampled(lateral, merged)
             outputs[f"p{level}"] = getattr(self, f"fpn_output{level}")(merged)
@@ -81,7 +84,9 @@ class FPN(Backbone):
         return dict(self._shapes)
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, norm: str | NormFactory | None) -> Conv2d:
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, norm: str | NormFactory | None
+) -> Conv2d:
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -90,9 +95,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, norm: str | NormFact
         bias=not norm,
         norm=get_norm(norm, out_channels),
     )
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    init_xavier(conv)
     return conv
 
 
@@ -102,7 +105,18 @@ def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
     return fine
 
 
-class LastLevelMaxPool(nn.Module):
+class TopBlock(nn.Module):
+    """Makes levels coarser than the last, from the map called ``in_feature``."""
+
+    num_levels: int
+    in_feature: str
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> ``num_levels`` maps, each of half the size of the one before."""
+
+
+class LastLevelMaxPool(TopBlock):
     """P6 is every second value of P5, as Faster R-CNN with FPN has it."""
 
     num_levels = 1
@@ -116,11 +130,12 @@ class LastLevelMaxPool(nn.Module):
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
-class LastLevelP6P7(nn.Module):
-    """P6 and P7 by 3x3 convolutions of stride 2, with a ReLU before the second (RetinaNet, footnote 2).
+class LastLevelP6P7(TopBlock):
+    """P6 and P7 by 3x3 convolutions of stride 2, a ReLU between them (RetinaNet, footnote 2).
 
     Args:
-        in_feature: what P6 is made from: ``"res5"`` (the paper, Detectron2) or ``"p5"`` (torchvision).
+        in_feature: what P6 is made from: ``"res5"`` (the paper, Detectron2) or ``"p5"``
+            (torchvision).
         in_channels: channels of that map.
     """
 
@@ -132,8 +147,7 @@ class LastLevelP6P7(nn.Module):
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         for conv in (self.p6, self.p7):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+            init_xavier(conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C_in, H, W) -> maps of a half and a quarter of the size."""

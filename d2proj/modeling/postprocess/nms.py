@@ -16,10 +16,10 @@ class PerClassNMS:
         score_thresh: detections of a score up to this are dropped.
         nms_thresh: a box goes if its IoU with a better one of its class exceeds this.
         max_detections: how many an image keeps (all, if negative).
-        topk_candidates: how many of the best scores enter the NMS from each map (dense detectors); none
-            limits it if negative.
-        clip: clip boxes to the image before the NMS (Fast R-CNN; torchvision always), or leave it to the
-            end (Detectron2's RetinaNet); they differ in what overlaps outside.
+        topk_candidates: how many of the best scores enter the NMS from each map (dense detectors);
+            none limits it if negative.
+        clip: clip boxes to the image before the NMS (Fast R-CNN; torchvision always), or leave it
+            to the end (Detectron2's RetinaNet); they differ in what overlaps outside.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.layers.conv import Conv2d
+from d2proj.layers.init import init_normal
 from d2proj.modeling.box_coding import Box2BoxTransform
 from d2proj.modeling.boxes import are_finite, clip_boxes, full_precision, pairwise_iou
 from d2proj.modeling.losses import BoxLoss
@@ -18,8 +19,9 @@ from d2proj.ops import batched_nms
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then 1x1 convolutions to one logit and four deltas per anchor, shared by all levels.
+    """A 3x3 convolution, then 1x1 convolutions to one logit and four deltas per anchor.
 
+    All levels share it.
     State-dict names are Detectron2's: ``conv``, ``objectness_logits``, ``anchor_deltas``.
     """
 
@@ -30,8 +32,7 @@ class RPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(channels, num_anchors, 1)
         self.anchor_deltas = nn.Conv2d(channels, num_anchors * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            init_normal(layer, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (N, C, H, W) -> logits (N, H * W * A) and deltas (N, H * W * A, 4) of each level."""
@@ -101,14 +102,14 @@ class RPN(nn.Module):
         """Propose.
 
         Returns:
-            For each image, Instances with ``proposal_boxes`` and ``objectness_logits``, best first and
-            without gradient; and the losses, when training.
+            For each image, Instances with ``proposal_boxes`` and ``objectness_logits``, best first
+            and without gradient; and the losses, if there is ground truth.
         """
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         logits, deltas = self.rpn_head(maps)
         losses = {}
-        if self.training:
+        if gt_instances is not None:
             losses = self.losses(anchors, logits, deltas, gt_instances)
         return self.proposals(anchors, logits, deltas, images.image_sizes), losses
 
@@ -119,7 +120,7 @@ class RPN(nn.Module):
         deltas: list[Tensor],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """``loss_rpn_cls`` (binary cross entropy) and ``loss_rpn_loc``, over the sampled anchors."""
+        """``loss_rpn_cls`` (binary cross entropy) and ``loss_rpn_loc`` of the sampled anchors."""
         all_anchors = torch.cat(anchors)
         all_logits = torch.cat(logits, dim=1)
         all_deltas = torch.cat(deltas, dim=1)
@@ -147,7 +148,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def _sample(self, anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the positive and negative anchors drawn, and the positives' ground truth boxes."""
+        """Indices of the positive and negative anchors drawn, and the positives' true boxes."""
         matches, labels = self.anchor_matcher(pairwise_iou(gt_boxes, anchors))
         positive, negative = subsample(
             labels,
@@ -168,7 +169,7 @@ class RPN(nn.Module):
         """The best boxes of each image: top-k of each level, decoded, clipped, NMS by level."""
         stage = 0 if self.training else 1
         boxes, scores, levels = [], [], []
-        for level, (a, x, d) in enumerate(zip(anchors, logits, deltas)):
+        for level, (a, x, d) in enumerate(zip(anchors, logits, deltas, strict=True)):
             k = min(self.pre_nms_topk[stage], x.shape[1])
             best, index = full_precision(x).topk(k, dim=1)
             chosen = d.gather(1, index[..., None].expand(-1, -1, 4))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.layers.conv import Conv2d
+from d2proj.layers.init import init_msra, init_xavier
 from d2proj.layers.norm import NormFactory, get_norm
 
 
@@ -42,17 +43,14 @@ class FastRCNNConvFCHead(nn.Module):
                 norm=get_norm(conv_norm, channels),
                 activation=F.relu_,
             )
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+            init_msra(conv)
             self.convs.append(f"conv{i}")
             self.add_module(self.convs[-1], conv)
             in_channels = channels
         size = in_channels * pooler_size**2
         for i, channels in enumerate(fc_dims, start=1):
             fc = nn.Linear(size, channels)
-            nn.init.kaiming_uniform_(fc.weight, a=1)
-            nn.init.zeros_(fc.bias)
+            init_xavier(fc)
             self.fcs.append(f"fc{i}")
             self.add_module(self.fcs[-1], fc)
             size = channels

@@ -5,6 +5,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2proj.layers.init import init_normal
 from d2proj.modeling.box_coding import Box2BoxTransform
 from d2proj.modeling.boxes import full_precision
 from d2proj.modeling.losses import BoxLoss
@@ -14,13 +15,15 @@ from d2proj.modeling.postprocess import PerClassNMS
 class FastRCNNOutputLayers(nn.Module):
     """A softmax over K classes and background (last), and box deltas for each class.
 
-    State-dict names are Detectron2's: ``cls_score`` (K + 1 rows), ``bbox_pred`` (4 K rows; 4 if agnostic).
+    State-dict names are Detectron2's: ``cls_score`` (K + 1 rows), ``bbox_pred`` (4 K rows; 4 if
+    agnostic).
 
     Args:
         in_features: length of the vectors that come in.
         num_classes: K.
         box2box_transform: how boxes are encoded relative to proposals.
-        box_loss: of the deltas of foreground proposals, summed and divided by the number of all proposals.
+        box_loss: of the deltas of foreground proposals, summed and divided by the number of all
+            proposals.
         postprocess: turns scored boxes into detections.
         class_agnostic: one box for all classes.
     """
@@ -43,8 +46,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 * (1 if class_agnostic else num_classes))
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+            init_normal(layer, std=std)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(R, in_features) -> logits (R, K + 1) and deltas (R, 4 K) of R proposals."""
@@ -86,7 +88,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Detections of each image: ``pred_boxes``, ``scores``, ``pred_classes``."""
         counts = [len(p) for p in proposals]
         logits, deltas = (part.split(counts) for part in predictions)
-        return [self._image(x, d, p) for x, d, p in zip(logits, deltas, proposals)]
+        return [self._image(x, d, p) for x, d, p in zip(logits, deltas, proposals, strict=True)]
 
     def _image(self, logits: Tensor, deltas: Tensor, proposals: Instances) -> Instances:
         scores = logits.softmax(dim=1)[:, :-1]

@@ -17,9 +17,9 @@ def assign_levels(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Tensor:
-    """``floor(k0 + log2(sqrt(w h) / 224))``, clamped: (N, 4) boxes -> (N,) int64, counted from ``min_level``.
+    """``floor(k0 + log2(sqrt(w h) / 224))``, clamped, counted from ``min_level``.
 
-    Boxes whose area is not a number go to the finest level.
+    (N, 4) boxes give (N,) int64 levels. Boxes whose area is not a number go to the finest level.
     """
     x1, y1, x2, y2 = boxes.unbind(1)
     size = ((x2 - x1) * (y2 - y1)).sqrt()
@@ -35,7 +35,8 @@ class RoIPooler(nn.Module):
         scales: of each level, 1 / stride, finest first.
         sampling_ratio: samples along each side of a bin; 0 adapts to the box.
         aligned: half-pixel-exact coordinates (Detectron2's ``ROIAlignV2``); False is the original.
-        canonical_size, canonical_level: boxes of this size (pixels) go to this level, log2 of its stride.
+        canonical_size, canonical_level: boxes of this size (pixels) go to this level, log2 of its
+            stride.
     """
 
     def __init__(
@@ -70,11 +71,20 @@ class RoIPooler(nn.Module):
         Returns:
             (sum of K_i, C, output_size, output_size), image by image.
         """
+        pooled, inverse = self.by_level(features, boxes)
+        return pooled[inverse]
+
+    def by_level(
+        self, features: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, but in the order of levels, with the index that undoes it.
+
+        Whoever treats boxes one by one puts the order right later, on vectors: pooled maps are
+            large.
+        """
         rois = torch.cat(
             [torch.cat((b.new_full((len(b), 1), i), b), dim=1) for i, b in enumerate(boxes)]
         )
-        if len(self.scales) == 1:
-            return self._pool(features[0], rois, self.scales[0])
         levels = assign_levels(
             rois[:, 1:],
             min_level=self.min_level,
@@ -85,13 +95,12 @@ class RoIPooler(nn.Module):
         members = [torch.nonzero(levels == i).squeeze(1) for i in range(len(self.scales))]
         pooled = [
             self._pool(feature, rois[member], scale)
-            for feature, member, scale in zip(features, members, self.scales)
+            for feature, member, scale in zip(features, members, self.scales, strict=True)
         ]
-        # One gather undoes the sorting by level.
         order = torch.cat(members)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
-        return torch.cat(pooled)[inverse]
+        return torch.cat(pooled), inverse
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
         size = self.output_size

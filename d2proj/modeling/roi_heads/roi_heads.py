@@ -17,8 +17,8 @@ from d2proj.modeling.sampling import subsample
 class RoIHeads(nn.Module):
     """Box head of Fast and Faster R-CNN: one stage.
 
-    A detector of several stages overrides :meth:`_train` and :meth:`_infer` and calls :meth:`_run` once
-    per stage.
+    A detector of several stages overrides :meth:`_train` and :meth:`_infer` and calls :meth:`_run`
+    once per stage.
 
     Args:
         in_features: names of the maps that the pooler reads.
@@ -61,9 +61,9 @@ class RoIHeads(nn.Module):
         proposals: list[Instances],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Detections of each image when inferring (else the sampled proposals), losses when training."""
+        """Detections and no losses; with ground truth, the sampled proposals and losses."""
         maps = [features[name] for name in self.in_features]
-        if self.training:
+        if gt_instances is not None:
             sampled = self.label_and_sample(proposals, gt_instances)
             return sampled, self._train(maps, sampled)
         return self._infer(maps, proposals), {}
@@ -80,8 +80,9 @@ class RoIHeads(nn.Module):
         self, maps: list[Tensor], proposals: list[Instances], head: nn.Module, predictor: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """One stage: logits and deltas of all proposals, image by image."""
-        pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in proposals])
-        return predictor(head(pooled))
+        boxes = [p.proposal_boxes.tensor for p in proposals]
+        pooled, inverse = self.box_pooler.by_level(maps, boxes)
+        return predictor(head(pooled)[inverse])
 
     @torch.no_grad()
     def label_and_sample(
