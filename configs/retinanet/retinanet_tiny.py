@@ -13,6 +13,7 @@ from ..common.train import train
 model.num_classes = None  # as many as the data has
 
 data.batch_size = train.lr_batch_size = 8
+data.workers = 2
 data.train_augmentations = [
     L(T.ResizeShortestEdge)(
         short_edge_length=[224, 256, 288, 320], max_size=480, sample_style="choice"
@@ -23,5 +24,5 @@ data.val_augmentations = [L(T.ResizeShortestEdge)(short_edge_length=288, max_siz
 
 optimizer.lr = 1e-3
 schedule.warmup_iters = 100
-train.epochs = 40
+train.epochs = 24
 train.clip_grad.max_norm = 5.0

@@ -7,7 +7,6 @@ dataset.format = "digits"
 data.batch_size = train.lr_batch_size = 16
 data.train_augmentations = []  # 128-pixel images, and a mirrored digit is none
 data.val_augmentations = []
-data.workers = 2
 
 eval.batch_size = 16
 optimizer.lr = 3e-3

@@ -1,5 +1,6 @@
 """Our models equal the real Detectron2's own R50-FPN models, weight names included."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from d2proj import _detectron2
+from d2proj.modeling.meta_arch import FasterRCNN
 from tests.parity.detection_batches import (
     assert_same_detections,
     assert_same_losses,
@@ -121,6 +123,21 @@ def test_losses_without_ground_truth(models: tuple[nn.Module, nn.Module]) -> Non
     batch = make_batch(SIZES, num_classes=NUM_CLASSES)
     batch[1]["instances"] = batch[1]["instances"][:0]
     compare_losses(models, batch)
+
+
+def test_detectron2s_parts_fit_in(models: tuple[nn.Module, nn.Module]) -> None:
+    ours, theirs = models
+    mixed = copy.deepcopy(ours)
+    mixed.backbone = theirs.backbone
+    if isinstance(mixed, FasterRCNN):
+        mixed.proposal_generator = theirs.proposal_generator
+        mixed.roi_heads = theirs.roi_heads
+    batch = make_batch(SIZES, num_classes=NUM_CLASSES)
+    with torch.no_grad():
+        found, expected = (model.eval()(batch) for model in (mixed, theirs))
+    for a, b in zip(found, expected, strict=True):
+        assert_same_detections(a["instances"], b["instances"])
+    compare_losses((mixed, theirs), batch)
 
 
 def compare_losses(models: tuple[nn.Module, nn.Module], batch: list[dict]) -> None:

@@ -12,12 +12,12 @@ from d2proj.modeling.meta_arch.base import Detector, register
 class FasterRCNN(Detector):
     """Faster R-CNN (Ren et al. 2015), with FPN (Lin et al. 2017) as configured.
 
-    State-dict names are those of Detectron2's ``GeneralizedRCNN``.
+    State-dict names are those of Detectron2's ``GeneralizedRCNN``, and its parts fit in.
 
     Args:
         proposal_generator: (images, features, ground truth) to proposals and losses.
-        roi_heads: (features, proposals, ground truth) to detections and losses; any number of
-            stages.
+        roi_heads: (images, features, proposals, ground truth) to detections and losses; any number
+            of stages.
         **detector: see :class:`Detector`.
     """
 
@@ -33,10 +33,10 @@ class FasterRCNN(Detector):
     ) -> dict[str, Tensor]:
         """``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls``, ``loss_box_reg``."""
         proposals, proposal_losses = self.proposal_generator(images, features, gt_instances)
-        _, detector_losses = self.roi_heads(features, proposals, gt_instances)
+        _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
         return {**proposal_losses, **detector_losses}
 
     def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
         """Detections of each image, in the frame of the network's input."""
         proposals, _ = self.proposal_generator(images, features)
-        return self.roi_heads(features, proposals)[0]
+        return self.roi_heads(images, features, proposals)[0]

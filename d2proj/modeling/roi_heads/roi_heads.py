@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from d2proj.modeling.boxes import pairwise_iou
@@ -57,11 +57,15 @@ class RoIHeads(nn.Module):
 
     def forward(
         self,
+        images: ImageList,
         features: dict[str, Tensor],
         proposals: list[Instances],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Detections and no losses; with ground truth, the sampled proposals and losses."""
+        """Detections and no losses; with ground truth, the sampled proposals and losses.
+
+        The images themselves are not read; they are there because Detectron2's heads take them.
+        """
         maps = [features[name] for name in self.in_features]
         if gt_instances is not None:
             sampled = self.label_and_sample(proposals, gt_instances)
