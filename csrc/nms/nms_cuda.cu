@@ -110,7 +110,7 @@ void run_chunks(const Tensor& boxes, const uint32_t* order, const uint64_t* ids,
 std::tuple<Tensor, Tensor> select(const char* op, const Tensor& boxes, const Tensor& scores,
                                   const std::optional<Tensor>& idxs, double threshold) {
   nms::check_arguments(op, boxes, scores, idxs);
-  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
+  const CudaDevice device(boxes);
   const cudaStream_t stream = current_stream(boxes);
   const int64_t count = boxes.size(0);
   Tensor keep = torch::stable::new_empty(boxes, {&count, 1}, ScalarType::Long);
