@@ -180,12 +180,15 @@ def test_inference_context_restores_the_mode():
         assert model.training == mode
 
 
-def test_results_are_printed_and_compared(caplog):
+def test_results_are_printed_and_compared(monkeypatch):
     results = {"bbox": {"AP": 1.23456, "AP50": 2.5, "AP-x": 3.0}}
-    with caplog.at_level(logging.INFO, logger="detectron2.evaluation.testing"):
-        logging.getLogger("detectron2").propagate = True
-        print_csv_format(results)
-    lines = [r.getMessage() for r in caplog.records]
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("detectron2.evaluation.testing")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "isEnabledFor", lambda level: True)
+    print_csv_format(results)
     assert lines == ["copypaste: Task: bbox", "copypaste: AP,AP50", "copypaste: 1.2346,2.5000"]
     assert flatten_results_dict({"a": {"b": {"c": 1}}, "d": 2}) == {"a/b/c": 1, "d": 2}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2proj.engine import command_line
 
@@ -28,13 +29,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy(digits: Path, tmp_path: Path) -> Run:
     """Run train_net.py on the toy config in this process; gives the exit status."""
+    threads = torch.get_num_threads()
 
     def run(*args: str, out: str = "run", config: Path = TOY) -> int:
         common = [f"dataset.root={digits}", f"train.output_dir={tmp_path / out}"]
+        torch.set_num_threads(1)  # as toy_process: sums over two threads round otherwise
         try:
             command_line.main(["--config-file", str(config), *common, *args])
         except SystemExit as stop:
             return int(stop.code or 0)
+        finally:
+            torch.set_num_threads(threads)
         return 0
 
     return run
