@@ -30,7 +30,7 @@ def draw_boxes(
     classes: Sequence[int],
     labels: Sequence[str],
 ) -> np.ndarray:
-    """Draw boxes and labels, in place.
+    """Draw boxes and labels, in place, the first on top (detections come best first).
 
     Args:
         image: (H, W, 3) uint8, BGR.
@@ -41,7 +41,7 @@ def draw_boxes(
     side = max(image.shape[:2])
     thickness = max(1, round(side / 350))
     scale = max(0.4, side / 1600)
-    for box, index, label in zip(boxes, classes, labels, strict=True):
+    for box, index, label in reversed(list(zip(boxes, classes, labels, strict=True))):
         color = class_color(int(index))
         x0, y0, x1, y1 = (round(float(v)) for v in box)
         cv2.rectangle(image, (x0, y0), (x1, y1), color, thickness)

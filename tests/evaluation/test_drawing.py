@@ -14,6 +14,13 @@ def test_a_box_is_drawn_on_its_edge():
     assert not image[150:].any()
 
 
+def test_the_first_box_is_on_top():
+    # The label of a lesser detection of another class hid the best one's.
+    image = np.zeros((200, 300, 3), np.uint8)
+    draw_boxes(image, np.array([[50.0, 60.0, 150.0, 120.0]] * 2), [1, 2], ["best", "second"])
+    assert tuple(image[90, 50]) == class_color(1)
+
+
 @pytest.mark.parametrize("box", [[-20, -20, 50, 50], [0, 0, 300, 200], [290, 190, 400, 400]])
 def test_boxes_over_the_edge_do_not_fail(box):
     image = np.zeros((200, 300, 3), np.uint8)
