@@ -13,6 +13,7 @@
 #include "common/cuda.h"
 #include "common/tensor.h"
 #include "roi_align/roi_align.h"
+#include "roi_align/roi_align_args.h"
 
 namespace d2proj {
 namespace roi_align {
@@ -279,13 +280,6 @@ void with_box_type(const Tensor& boxes, const Body& body) {
   } else {
     body(float{});
   }
-}
-
-void check_arguments(const char* op, const Tensor& boxes, int64_t pooled_h, int64_t pooled_w) {
-  check_dim(op, "boxes", boxes, 2, "(K, 5)");
-  check(boxes.size(1) == 5, op, "boxes must have shape (K, 5), got ", shape_of(boxes));
-  check_box_dtype(op, "boxes", boxes);
-  check(pooled_h > 0 && pooled_w > 0, op, "output_size must be positive, got (", pooled_h, ", ", pooled_w, ")");
 }
 
 Tensor forward_cuda(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
