@@ -65,7 +65,7 @@ def build_train_loader(
             f"({world_size}), not {batch_size}."
         )
     _check_workers(workers)
-    indices = np.arange(len(data))
+    indices: np.ndarray = np.arange(len(data))
     if filter_empty:
         indices = np.flatnonzero(data.dicts.boxes_per_image(crowd=False))
     if not len(indices):

@@ -114,7 +114,7 @@ class _Columns:
         self.widths = np.asarray(raw.widths, dtype=np.int32)
         self.heights = np.asarray(raw.heights, dtype=np.int32)
         self.image_index = np.asarray(raw.image_index, dtype=np.int64)
-        self.boxes = np.asarray(raw.boxes, dtype=np.float64).reshape(-1, 4)
+        self.boxes: npt.NDArray[np.float64] = np.asarray(raw.boxes, np.float64).reshape(-1, 4)
         self.classes = np.asarray(raw.classes, dtype=np.int32)
         self.crowd = np.asarray(raw.crowd, dtype=np.bool_)
         self.areas = raw.areas

@@ -36,7 +36,7 @@ def _across(rng: np.random.Generator, size: int) -> Plane:
     angle = rng.uniform(0, 2 * np.pi)
     line = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     x, y = np.float32(np.cos(angle)) * line, np.float32(np.sin(angle)) * line
-    return (x[None, :] + y[:, None]) / np.float32(np.sqrt(2))
+    return np.asarray((x[None, :] + y[:, None]) / np.float32(np.sqrt(2)), dtype=np.float32)
 
 
 def _gradient(rng: np.random.Generator, size: int) -> Plane:

@@ -67,7 +67,7 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
         return np.asarray(Image.fromarray(array))
     if format == "L":
         return np.asarray(Image.fromarray(array).convert("RGB"))
-    size = array.shape[1::-1]
+    size = (array.shape[1], array.shape[0])
     return np.asarray(Image.frombytes(format, size, array.tobytes()).convert("RGB"))
 
 
