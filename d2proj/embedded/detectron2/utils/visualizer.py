@@ -60,8 +60,14 @@ class VisImage:
 
     def reset_image(self, img: np.ndarray) -> None:
         """Replace the image under the drawing; same format as before."""
-        pixels = np.clip(img, 0, 255).astype(np.uint8)
-        self.ax.imshow(pixels, extent=(0, self.width, self.height, 0), interpolation="nearest")
+        pixels = Image.fromarray(np.clip(img, 0, 255).astype(np.uint8))
+        size = (int(self.width * self.scale + 1e-2), int(self.height * self.scale + 1e-2))
+        for former in list(self.fig.images):
+            former.remove()
+        # Pixel on pixel: imshow resamples, and some releases of matplotlib shift by a pixel then.
+        self.fig.figimage(np.asarray(pixels.resize(size, Image.Resampling.NEAREST)), zorder=-1)
+        self.ax.set_xlim(0, self.width)
+        self.ax.set_ylim(self.height, 0)
 
     def get_image(self) -> np.ndarray:
         """What was drawn: (H * scale, W * scale, 3), RGB, uint8."""
