@@ -17,7 +17,7 @@ from d2proj.utils.testing import run_python
 TORCH_SHIM = re.compile(r"(aoti_torch|torch)_[A-Za-z0-9_]+")
 # The C++ runtime, libgcc and libc (named, so that a new dependency is noticed).
 CXX_RUNTIME = re.compile(
-    r"_ZNSt|_ZNKSt|_ZNK?S[abdios]|_ZSt|_ZTINSt|_ZTISt|_ZTIPKc|_ZTVN?(St|10__cxxabiv1)|_ZTT?NSt|_ZTTSt|_ZTISt"
+    r"_ZNK?S[abdiost]|_ZSt|_ZT[ISTV]N?(St|10__cxxabiv1)|_ZTIPKc"
     r"|_Zn[aw]m|_Zd[al]Pv"
     r"|__cxa_|__gxx_personality_v0|_Unwind_|__dynamic_cast|__cpu_model"
     r"|__cpu_indicator_init|__gmon_start__|_ITM_"
