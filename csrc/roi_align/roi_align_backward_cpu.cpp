@@ -203,14 +203,7 @@ Tensor backward_cpu(const Tensor& grad, const Tensor& boxes, double spatial_scal
                     int64_t pooled_width, int64_t batch_size, int64_t channels, int64_t height, int64_t width,
                     int64_t sampling_ratio, bool aligned, bool channels_last, bool /*deterministic: always*/) {
   constexpr const char* kOp = "_roi_align_backward";
-  check_dim(kOp, "grad", grad, 4, "(K, C, height, width)");
-  check_floating(kOp, "grad", grad);
-  check_same_device(kOp, "grad", grad, "boxes", boxes);
-  check_arguments(kOp, boxes, pooled_height, pooled_width);
-  check(grad.size(0) == boxes.size(0) && grad.size(1) == channels && grad.size(2) == pooled_height &&
-            grad.size(3) == pooled_width,
-        kOp, "grad must have shape (", boxes.size(0), ", ", channels, ", ", pooled_height, ", ", pooled_width,
-        "), got ", shape_of(grad));
+  check_backward(kOp, grad, boxes, channels, pooled_height, pooled_width);
   const Options o{pooled_height, pooled_width, height, width, spatial_scale, sampling_ratio, aligned};
   Tensor out = empty_4d(grad, batch_size, channels, height, width, channels_last);
   if (out.numel() == 0) return out;

@@ -239,10 +239,7 @@ void forward(const Forward<T, A>& f, const std::vector<ImageBoxes>& images) {
 Tensor forward_cpu(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                    int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
   constexpr const char* kOp = "roi_align";
-  check_dim(kOp, "input", input, 4, "(N, C, H, W)");
-  check_floating(kOp, "input", input);
-  check_same_device(kOp, "input", input, "boxes", boxes);
-  check_arguments(kOp, boxes, pooled_height, pooled_width);
+  check_forward(kOp, input, boxes, pooled_height, pooled_width);
   const int64_t channels = input.size(1);
   const Options o{pooled_height, pooled_width, input.size(2), input.size(3), spatial_scale, sampling_ratio, aligned};
   Tensor out = empty_4d(input, boxes.size(0), channels, pooled_height, pooled_width, is_channels_last(input));

@@ -285,10 +285,7 @@ void with_box_type(const Tensor& boxes, const Body& body) {
 Tensor forward_cuda(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                     int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
   constexpr const char* kOp = "roi_align";
-  check_dim(kOp, "input", input, 4, "(N, C, H, W)");
-  check_floating(kOp, "input", input);
-  check_same_device(kOp, "input", input, "boxes", boxes);
-  check_arguments(kOp, boxes, pooled_height, pooled_width);
+  check_forward(kOp, input, boxes, pooled_height, pooled_width);
   const CudaDevice device(input);
   const Problem p{boxes.size(0), input.size(1), input.size(0), input.size(2),  input.size(3),
                   pooled_height, pooled_width,  spatial_scale, sampling_ratio, aligned};
@@ -368,14 +365,7 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& boxes, double spatial_sca
                      int64_t pooled_width, int64_t batch_size, int64_t channels, int64_t height, int64_t width,
                      int64_t sampling_ratio, bool aligned, bool channels_last, bool deterministic) {
   constexpr const char* kOp = "_roi_align_backward";
-  check_dim(kOp, "grad", grad, 4, "(K, C, height, width)");
-  check_floating(kOp, "grad", grad);
-  check_same_device(kOp, "grad", grad, "boxes", boxes);
-  check_arguments(kOp, boxes, pooled_height, pooled_width);
-  check(grad.size(0) == boxes.size(0) && grad.size(1) == channels && grad.size(2) == pooled_height &&
-            grad.size(3) == pooled_width,
-        kOp, "grad must have shape (", boxes.size(0), ", ", channels, ", ", pooled_height, ", ", pooled_width,
-        "), got ", shape_of(grad));
+  check_backward(kOp, grad, boxes, channels, pooled_height, pooled_width);
   const CudaDevice device(grad);
   const Problem p{boxes.size(0), channels,     batch_size,    height,         width,
                   pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned};
