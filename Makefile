@@ -43,7 +43,7 @@ format: $(VENV)/.installed-test
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(VENV)/bin/clang-format -i
 
 bench: $(VENV)/.installed-test
-	$(PY) benchmarks/ops.py
+	$(PY) -m benchmarks.ops
 	$(PY) -m benchmarks.models
 
 build: $(VENV)/.installed

@@ -2,79 +2,15 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cub/cub.cuh>
 #include <tuple>
 
-#include "common/cuda.h"
 #include "nms/nms_args.h"
-#include "nms/nms_kernels.cuh"
+#include "nms/nms_rank.cuh"
 
 namespace d2proj {
 namespace {
 
 constexpr int kThreads = 256;
-
-// Device memory for the time of one call. Freed in stream order by torch's caching allocator.
-template <typename T>
-class Scratch {
- public:
-  Scratch(const Tensor& like, int64_t count) : tensor_(bytes(like, count * int64_t(sizeof(T)))) {}
-
-  T* get() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
-
- private:
-  static Tensor bytes(const Tensor& like, int64_t count) {
-    return torch::stable::new_empty(like, {&count, 1}, ScalarType::Byte);
-  }
-
-  Tensor tensor_;
-};
-
-// Runs one of cub's two-step algorithms: ask for the size of its memory, then do it.
-template <typename Algorithm>
-void run_cub(const Tensor& like, const Algorithm& algorithm) {
-  size_t bytes = 0;
-  check_cuda("nms", algorithm(nullptr, bytes));
-  const Scratch<char> memory(like, static_cast<int64_t>(bytes));
-  check_cuda("nms", algorithm(memory.get(), bytes));
-}
-
-unsigned blocks_for(int64_t count, int threads) { return static_cast<unsigned>((count + threads - 1) / threads); }
-
-template <typename K>
-void sort_pairs(const Tensor& like, const K* keys, K* keys_out, const uint32_t* values, uint32_t* values_out,
-                int64_t count, cudaStream_t stream) {
-  run_cub(like, [&](void* memory, size_t& bytes) {  // radix sort is stable
-    return cub::DeviceRadixSort::SortPairs(memory, bytes, keys, keys_out, values, values_out, count, 0,
-                                           static_cast<int>(8 * sizeof(K)), stream);
-  });
-}
-
-// order[rank]: index of the box with that rank.
-void rank_by_score(const Tensor& scores, uint32_t* order, cudaStream_t stream) {
-  const Tensor dense = torch::stable::contiguous(scores);
-  const int64_t count = dense.size(0);
-  dispatch_floating(scores.scalar_type(), [&](auto tag) {
-    using S = decltype(tag);
-    using T = accumulate_t<S>;
-    const Scratch<nms::Key<T>> keys(scores, count), sorted_keys(scores, count);
-    const Scratch<uint32_t> index(scores, count);
-    nms::key_kernel<T><<<blocks_for(count, kThreads), kThreads, 0, stream>>>(
-        static_cast<const S*>(dense.const_data_ptr()), keys.get(), index.get(), count);
-    sort_pairs(scores, keys.get(), sorted_keys.get(), index.get(), order, count, stream);
-  });
-}
-
-// ids: class keys, ascending; ranks: the ranks of the boxes in that order, ascending within a class.
-void group_by_class(const Tensor& idxs, const uint32_t* order, uint64_t* ids, uint32_t* ranks, cudaStream_t stream) {
-  const Tensor dense = torch::stable::contiguous(idxs);
-  const int64_t count = dense.size(0);
-  const Scratch<uint64_t> keys(idxs, count);
-  const Scratch<uint32_t> by_rank(idxs, count);
-  nms::class_key_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(
-      static_cast<const int64_t*>(dense.const_data_ptr()), order, keys.get(), by_rank.get(), count);
-  sort_pairs(idxs, keys.get(), ids, by_rank.get(), ranks, count, stream);
-}
 
 // flags[rank] = 1 for the boxes that stay. `ids` and `ranks` are null when there is one class.
 template <typename T>
@@ -120,8 +56,8 @@ std::tuple<Tensor, Tensor> select(const char* op, const Tensor& boxes, const Ten
   if (count == 0) return {keep, kept};
   const Scratch<uint32_t> order(boxes, count), ranks(boxes, idxs.has_value() ? count : 0);
   const Scratch<uint64_t> ids(boxes, idxs.has_value() ? count : 0);
-  rank_by_score(scores, order.get(), stream);
-  if (idxs.has_value()) group_by_class(*idxs, order.get(), ids.get(), ranks.get(), stream);
+  nms::rank_by_score(scores, order.get(), stream);
+  if (idxs.has_value()) nms::group_by_class(*idxs, order.get(), ids.get(), ranks.get(), stream);
   const Scratch<uint8_t> flags(boxes, count);
   check_cuda(op, cudaMemsetAsync(flags.get(), 0, count, stream));
   const Tensor dense = nms::prepare_boxes(boxes);

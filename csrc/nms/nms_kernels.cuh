@@ -46,7 +46,7 @@ __global__ void key_kernel(const S* scores, Key<T>* keys, uint32_t* index, int64
   index[i] = static_cast<uint32_t>(i);
 }
 
-__global__ void class_key_kernel(const int64_t* idxs, const uint32_t* order, uint64_t* keys, uint32_t* ranks,
+static __global__ void class_key_kernel(const int64_t* idxs, const uint32_t* order, uint64_t* keys, uint32_t* ranks,
                                  int64_t count) {
   const int64_t rank = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (rank >= count) return;

@@ -1,7 +1,7 @@
 """What every op's Python half needs: box lists, memory formats, shared registrations."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 def register_differentiable(
     name: str,
     *,
-    forward_fake: Callable[..., Tensor],
-    backward_fake: Callable[..., Tensor],
+    forward_fake: Callable[..., Any],
+    backward_fake: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
 ) -> None:
@@ -81,6 +81,20 @@ def register_differentiable(
         )
 
     torch.library.register_autograd(f"d2proj::_{name}_backward", no_double_backward)
+    refuse_vmap(name, f"_{name}_backward")
+
+
+def refuse_vmap(*names: str) -> None:
+    """Make ``torch.func.vmap`` over these ops an error in words; torch would warn and loop."""
+    for name in names:
+
+        def refuse(info: Any, in_dims: Any, *args: Any, _op: str = name) -> NoReturn:
+            raise RuntimeError(
+                f"{_op}: torch.func.vmap is not supported; give the op its batch as one call "
+                "(image indices in the boxes, or the batched form of the op)"
+            )
+
+        torch.library.register_vmap(f"d2proj::{name}", refuse)
 
 
 def register_autocast(name: str, box_arguments: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from d2proj.ops import _ext
+from d2proj.ops._common import refuse_vmap
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -129,3 +130,4 @@ if _ext.AVAILABLE:
     torch.library.register_fake("d2proj::nms", _nms_fake)
     torch.library.register_fake("d2proj::batched_nms", _batched_nms_fake)
     torch.library.register_fake("d2proj::_nms_padded", _nms_padded_fake)
+    refuse_vmap("nms", "batched_nms", "_nms_padded")
