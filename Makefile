@@ -7,6 +7,7 @@
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv
+FUZZ_MINUTES ?= 10
 DEMO_CONFIG := configs/retinanet/retinanet_tiny_digits.py
 DEMO_OUTPUT := output/demo
 
@@ -14,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format build bench clean help
+.PHONY: demo test lint format build bench sanitize clean help
 
 help:
 	@echo "make demo    install, generate the digits data, train a tiny detector, evaluate it"
@@ -22,6 +23,7 @@ help:
 	@echo "make lint    ruff, clang-format, mypy"
 	@echo "make build   only install (into $(VENV))"
 	@echo "make bench   measure the ops and the models on this machine (benchmarks/results/)"
+	@echo "make sanitize  the ops' tests and FUZZ_MINUTES of fuzzing under the address and undefined-behaviour sanitizers"
 	@echo "make clean   remove the environment, the build and the outputs"
 
 demo: $(VENV)/.installed
@@ -66,6 +68,20 @@ $(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt --editable '.[test]'
 	@touch $@
+
+# The ops' tests and some minutes of fuzzing on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
+# Leaks are not looked for: Python has many. Tests in fresh interpreters inherit the preloaded runtimes.
+SANITIZE_ENV = D2PROJ_LIBRARY=$(CURDIR)/build/sanitize/lib/d2proj/libd2proj.so D2PROJ_REQUIRE_EXT=1 \
+    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+
+sanitize: $(VENV)/.installed-test
+	D2PROJ_CUDA=0 D2PROJ_BUILD_DIR=build/sanitize/ops \
+	    CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr \
+	    -fno-sanitize-recover=all" \
+	    $(PY) setup.py -q build_ext --build-lib build/sanitize/lib
+	$(SANITIZE_ENV) $(PY) -m pytest -q tests/ops --ignore tests/ops/test_ext.py
+	$(SANITIZE_ENV) $(PY) -m tests.ops.fuzz --minutes $(FUZZ_MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist output *.egg-info d2proj/*.so

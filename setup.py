@@ -12,6 +12,7 @@ Environment variables:
     TORCH_CUDA_ARCH_LIST  as torch's: "8.0;9.0+PTX" (spaces or semicolons; 9.0a is allowed)
     CXX, CXXFLAGS         the C++ compiler, and flags put after ours (for sanitizers, say)
     MAX_JOBS              how many compilers run at once (default: the number of cores)
+    D2PROJ_BUILD_DIR      where objects are kept between builds (default: build/ops)
 """
 
 import importlib.util
@@ -30,7 +31,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-BUILD_DIR = ROOT / "build" / "ops"
+BUILD_DIR = ROOT / os.environ.get("D2PROJ_BUILD_DIR", "build/ops")
 LIBRARY = "libd2proj.so"
 MIN_TORCH = (2, 10)
 # The stable ABI that the sources may use, 2.10.0's: newer headers hide what came later.

@@ -28,6 +28,8 @@ from benchmarks.op_cases.common import Case, MemoryCase, size_of
 from d2proj import info
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# What resident memory varies by of itself: pages come in steps, the allocator keeps some.
+MEMORY_NOISE = 1 << 20
 
 
 def copy_bandwidth() -> float:
@@ -116,7 +118,7 @@ def run_memory(names: list[str], output: Path) -> int:
         torch.manual_seed(0)
         for case in cases():
             extra = peak_extra_bytes(case)
-            over += extra > case.bound
+            over += extra > case.bound + MEMORY_NOISE
             rows.append({"op": op, "case": case.name, "extra": extra, "bound": case.bound})
             print(f"{case.name:<70}{extra / 1e6:>9.2f} MB, bound {case.bound / 1e6:>9.2f} MB")
     output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """What every op must stand, whatever it computes; the calls are drawn by tests/ops/calls."""
 
+import dataclasses
 import os
 import random
 import re
@@ -106,6 +107,38 @@ def test_several_python_threads(name: str) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Module(torch.nn.Module):
+    """A call whose tensors are inputs; all else is part of the module."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.call.function(*arguments)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_export(name: str) -> None:
+    """The op is in the exported program as one node, and the program computes the same."""
+    call = CALLS[name](Draw(random.Random(5), sane=True))
+    program = torch.export.export(Module(call), call.arguments, strict=False)
+    assert "torch.ops.d2proj." in program.graph_module.code
+    got, expected = tensors(program.module()(*call.arguments)), tensors(call())
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_compile(name: str) -> None:
+    """Without graph breaks; with the eager-like backend, since the graph is what is tested."""
+    call = CALLS[name](Draw(random.Random(6), sane=True))
+    torch._dynamo.reset()
+    compiled = torch.compile(call.function, backend="aot_eager", fullgraph=True)
+    for a, b in zip(run(dataclasses.replace(call, function=compiled)), run(call), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", CALLS)
