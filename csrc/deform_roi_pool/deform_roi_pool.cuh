@@ -53,8 +53,8 @@ __device__ __forceinline__ Bin<A, kPs> read_bin(const A* boxes, const A* offset,
   const A* box = boxes + k * 5;
   const A* shift = offset + p.offset_of(k, cls, ph, pw);
   Bin<A, kPs> bin;
-  bin.x = make_bin_axis<A, kPs>(box[1], box[3], shift[0], pw, p.pooled_w, p);
-  bin.y = make_bin_axis<A, kPs>(box[2], box[4], shift[p.parts()], ph, p.pooled_h, p);
+  bin.x = BoxAxis<A, kPs>(box[1], box[3], p.pooled_w, p).bin(shift[0], pw, p);
+  bin.y = BoxAxis<A, kPs>(box[2], box[4], p.pooled_h, p).bin(shift[p.parts()], ph, p);
   bin.inside = bin.x.valid && bin.y.valid && box[0] >= A(0) && box[0] < static_cast<A>(p.images);
   bin.image = bin.inside ? static_cast<int64_t>(box[0]) : 0;
   return bin;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   const I step = static_cast<I>(gridDim.x) * kThreads;
   for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
     const Place at = place_of<I, kLast, kVec>(index, p);
-    const auto bin = read_bin<kPs>(boxes, offset, at.k, at.c / p.class_channels(), at.ph, at.pw, p);
+    const auto bin = read_bin<kPs>(boxes, offset, at.k, p.class_of(at.c), at.ph, at.pw, p);
     A sum[kVec] = {};
     int64_t inside_y = 0, inside_x = 0;
     if (bin.inside) {
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads)
   const I step = static_cast<I>(gridDim.x) * kThreads;
   for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
     const Place at = place_of<I, kLast, kVec>(index, p);
-    const auto bin = read_bin<kPs>(boxes, offset, at.k, at.c / p.class_channels(), at.ph, at.pw, p);
+    const auto bin = read_bin<kPs>(boxes, offset, at.k, p.class_of(at.c), at.ph, at.pw, p);
     if (!bin.inside) continue;
     const A factor = bin.factor(p);
     A share[kVec];

@@ -31,15 +31,20 @@ struct Problem {
 
   D2_HD int64_t bins() const { return pooled_h * pooled_w; }
   D2_HD int64_t cells() const { return cells_h * cells_w; }
-  D2_HD int64_t class_channels() const { return channels / classes; }
+  // One class, one cell, an offset a bin: the usual cases, without the division.
+  D2_HD int64_t class_channels() const { return classes == 1 ? channels : channels / classes; }
+  D2_HD int64_t class_of(int64_t channel) const { return classes == 1 ? 0 : channel / class_channels(); }
   D2_HD int64_t cell_of(int64_t ph, int64_t pw) const {
-    return ph * cells_h / pooled_h * cells_w + pw * cells_w / pooled_w;
+    return scaled(ph, cells_h, pooled_h) * cells_w + scaled(pw, cells_w, pooled_w);
   }
   // Where the x offset of a bin stands in a contiguous (boxes, 2 * classes, part_h, part_w); y's is `parts` further on.
   D2_HD int64_t offset_of(int64_t k, int64_t cls, int64_t ph, int64_t pw) const {
-    return (((k * classes + cls) * 2) * part_h + ph * part_h / pooled_h) * part_w + pw * part_w / pooled_w;
+    return (((k * classes + cls) * 2) * part_h + scaled(ph, part_h, pooled_h)) * part_w + scaled(pw, part_w, pooled_w);
   }
   D2_HD int64_t parts() const { return part_h * part_w; }
+  D2_HD static int64_t scaled(int64_t b, int64_t size, int64_t pooled) {
+    return size == pooled ? b : size == 1 ? 0 : b * size / pooled;
+  }
   // Where the x part of a bin's own offset gradient stands in (boxes, classes, 2, pooled_h, pooled_w).
   D2_HD int64_t bin_grad_of(int64_t k, int64_t cls, int64_t ph, int64_t pw) const {
     return ((k * classes + cls) * 2 * pooled_h + ph) * pooled_w + pw;
@@ -85,34 +90,43 @@ struct BinAxis {
   }
 };
 
-// Bin `b` of `pooled` of a box from `low` to `high`, moved by `offset` (in box sides, before gamma).
+// A box along one axis, before its bins are moved.
 template <typename A, bool kPs>
-D2_HD BinAxis<A, kPs> make_bin_axis(A low, A high, A offset, int64_t b, int64_t pooled, const Problem& p) {
-  const A scale = static_cast<A>(p.spatial_scale), gamma = static_cast<A>(p.gamma);
-  BinAxis<A, kPs> axis;
-  A start, side;
-  if (kPs) {
-    start = std::round(low) * scale - A(0.5);
-    side = (std::round(high) + A(1)) * scale - A(0.5) - start;
-    axis.valid = is_finite(side);
-    if (side < A(0.1)) side = A(0.1);
-    axis.length = side / static_cast<A>(pooled);
-    axis.grid = static_cast<A>(p.sampling);
-    axis.start = static_cast<A>(b) * axis.length + start + offset * gamma * side;
-  } else {
-    const auto whole = roi_align::make_axis<A>(low, high, scale, pooled, p.sampling, true);
-    start = whole.start;
-    side = high * scale - A(0.5) - start;
-    axis.valid = whole.valid;
-    axis.length = whole.bin;
-    axis.grid = whole.grid;
-    axis.start = start + gamma * side * offset + static_cast<A>(b) * axis.length;
+struct BoxAxis {
+  A start, side, length, grid;
+  bool valid;
+
+  D2_HD BoxAxis(A low, A high, int64_t pooled, const Problem& p) {
+    const A scale = static_cast<A>(p.spatial_scale);
+    if (kPs) {
+      start = std::round(low) * scale - A(0.5);
+      side = (std::round(high) + A(1)) * scale - A(0.5) - start;
+      valid = is_finite(side);
+      if (side < A(0.1)) side = A(0.1);
+      length = side / static_cast<A>(pooled);
+      grid = static_cast<A>(p.sampling);
+    } else {
+      const auto whole = roi_align::make_axis<A>(low, high, scale, pooled, p.sampling, true);
+      start = whole.start;
+      side = high * scale - A(0.5) - start;
+      valid = whole.valid;
+      length = whole.bin;
+      grid = whole.grid;
+    }
   }
-  axis.extent = gamma * side;
-  axis.valid = axis.valid && is_finite(axis.start);
-  if (!axis.valid) axis.grid = A(0);
-  return axis;
-}
+
+  // Bin `b`, moved by `offset` (in sides, before gamma).
+  D2_HD BinAxis<A, kPs> bin(A offset, int64_t b, const Problem& p) const {
+    const A gamma = static_cast<A>(p.gamma), near = static_cast<A>(b) * length;
+    BinAxis<A, kPs> axis;
+    axis.start = kPs ? near + start + offset * gamma * side : start + gamma * side * offset + near;
+    axis.length = length;
+    axis.extent = gamma * side;
+    axis.valid = valid && is_finite(axis.start);
+    axis.grid = axis.valid ? grid : A(0);
+    return axis;
+  }
+};
 
 // The two pixels that a sample reads, their weights, and by how much weight moves from the first to the second for each
 // pixel that the sample moves: 1, or 0 where the sample is clamped to the map's border.

@@ -36,6 +36,9 @@ inline Problem check_arguments(const char* op, const Tensor& input, const Tensor
   if (position_sensitive) {
     check(s.sampling > 0 && s.sampling <= kMost, op, "sample_per_part must be from 1 to ", kMost, ", got ", s.sampling);
   }
+  constexpr int64_t kMostPixels = std::numeric_limits<int32_t>::max();
+  check(input.size(2) <= kMostPixels && input.size(3) <= kMostPixels, op, "input's height and width must be at most ",
+        kMostPixels, ", got ", shape_of(input));
   const int64_t cells = s.group_h * s.group_w;
   check(input.size(1) % cells == 0, op, "input must have a multiple of ", s.group_h, " * ", s.group_w,
         " channels, got ", input.size(1));

@@ -28,7 +28,7 @@ D2_INLINE void spread_bin(A* map, const int64_t* rows, int64_t step, const Part&
                           const BinTaps<A>& bin) {
   using V = typename Wide<A>::type;
   constexpr int kLanes = Wide<A>::kLanes;
-  for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+  for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
     const int64_t y = bin.taps[i].at;
     if (y < part.begin || y >= part.end) continue;
     V share[kVectors];
@@ -36,7 +36,7 @@ D2_INLINE void spread_bin(A* map, const int64_t* rows, int64_t step, const Part&
       simd::load(share[v], grad + v * kLanes);
       share[v] *= bin.taps[i].weight;
     }
-    for (int64_t j = bin.begin[1]; j < bin.begin[2]; ++j) {
+    for (int64_t j = bin.x_begin[0]; j < bin.x_begin[1]; ++j) {
       A* at = map + rows[y] + bin.taps[j].at * step;
       for (int v = 0; v < kVectors; ++v) {
         V pixel;
@@ -128,12 +128,12 @@ struct DirectSpread {
             }
           }
           for (; c < part.count; ++c) {
-            for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+            for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
               const int64_t y = bin.taps[i].at;
               if (y < part.begin || y >= part.end) continue;
               A* row = out + c * planes + rows[y];
               const A share = bin.taps[i].weight * grad[c * f.grad.c];
-              for (int64_t j = bin.begin[1]; j < bin.begin[2]; ++j) {
+              for (int64_t j = bin.x_begin[0]; j < bin.x_begin[1]; ++j) {
                 row[bin.taps[j].at * f.out.w] += bin.taps[j].weight * share;
               }
             }
@@ -223,10 +223,10 @@ D2_INLINE void slope_bin(typename Wide<A>::type& dx, typename Wide<A>::type& dy,
                          int64_t step, const G* grad, const BinTaps<A>& bin) {
   using V = typename Wide<A>::type;
   V sum_x{}, sum_y{};
-  for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+  for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
     const T* row = map + rows[bin.taps[i].at];
     V line{}, slope{};
-    for (int64_t j = bin.begin[1]; j < bin.begin[2]; ++j) {
+    for (int64_t j = bin.x_begin[0]; j < bin.x_begin[1]; ++j) {
       V pixel;
       load_lanes<L, A>(pixel, row + bin.taps[j].at * step);
       line += bin.taps[j].weight * pixel;
@@ -299,10 +299,10 @@ struct DirectOffsets {
           for (; c < per_class; ++c) {
             const T* plane = from + c * p.cells() * f.in.c;
             A sum_x = A(0), sum_y = A(0);
-            for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+            for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
               const T* row = plane + bin.taps[i].at * f.in.h;
               A line = A(0), slope = A(0);
-              for (int64_t j = bin.begin[1]; j < bin.begin[2]; ++j) {
+              for (int64_t j = bin.x_begin[0]; j < bin.x_begin[1]; ++j) {
                 const A pixel = static_cast<A>(row[bin.taps[j].at * f.in.w]);
                 line += bin.taps[j].weight * pixel;
                 slope += bin.slopes[j] * pixel;

@@ -12,10 +12,10 @@ D2_INLINE void sum_taps(typename Wide<A>::type (&sum)[kVectors], const T* map, c
                         const BinTaps<A>& bin) {
   using V = typename Wide<A>::type;
   constexpr int kLanes = Wide<A>::kLanes;
-  const Tap<A>* x = bin.taps + bin.begin[1];
-  const int64_t x_count = kTaps ? kTaps : bin.begin[2] - bin.begin[1];
+  const Tap<A>* x = bin.taps + bin.x_begin[0];
+  const int64_t x_count = kTaps ? kTaps : bin.x_begin[1] - bin.x_begin[0];
   for (int v = 0; v < kVectors; ++v) sum[v] = V{};
-  for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+  for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
     const T* row = map + rows[bin.taps[i].at];
     V line[kVectors];
     for (int v = 0; v < kVectors; ++v) line[v] = V{};
@@ -34,7 +34,7 @@ D2_INLINE void sum_taps(typename Wide<A>::type (&sum)[kVectors], const T* map, c
 template <Level L, typename A, int kVectors, typename T>
 D2_INLINE void sum_bin(typename Wide<A>::type (&sum)[kVectors], const T* map, const int64_t* rows, int64_t step,
                        const BinTaps<A>& bin) {
-  switch (bin.begin[2] - bin.begin[1]) {
+  switch (bin.x_begin[1] - bin.x_begin[0]) {
     case 2:
       return sum_taps<L, A, kVectors, 2>(sum, map, rows, step, bin);
     case 3:
@@ -113,10 +113,10 @@ struct DirectForward {
           for (; c < per_class; ++c) {
             const T* plane = from + c * p.cells() * f.in.c;
             A sum = A(0);
-            for (int64_t i = bin.begin[0]; i < bin.begin[1]; ++i) {
+            for (int64_t i = bin.y_begin[0]; i < bin.y_begin[1]; ++i) {
               const T* row = plane + bin.taps[i].at * f.in.h;
               A line = A(0);
-              for (int64_t j = bin.begin[1]; j < bin.begin[2]; ++j) {
+              for (int64_t j = bin.x_begin[0]; j < bin.x_begin[1]; ++j) {
                 line += bin.taps[j].weight * static_cast<A>(row[bin.taps[j].at * f.in.w]);
               }
               sum += bin.taps[i].weight * line;

@@ -55,8 +55,7 @@ Footprint footprint(const Problem& p, const Plan<A>& plan, const Group& group, c
   for (const int64_t k : boxes) {
     for (int64_t ph = bins.top; ph < bins.bottom; ++ph) {
       for (int64_t pw = bins.left; pw < bins.right; ++pw) {
-        const BinTaps<A> bin = plan.bin(bin_index(p, k, group.cls, ph, pw));
-        foot.add(roi_align::BoxTaps<A>{bin.taps, bin.begin, bin.begin + 1}, one);
+        foot.add(plan.bin(bin_index(p, k, group.cls, ph, pw)), one);
       }
     }
   }
