@@ -90,10 +90,10 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
 
 
 def memory_cases() -> Iterator[MemoryCase]:
-    """The plan (16 bytes a tap, 20 backward), and 64 bytes a touched pixel and thread."""
+    """The plan (about 6 taps a bin, 8 bytes each, 12 backward), and 64 bytes a touched pixel and thread."""
     input, rois = torch.randn(2, 64, 100, 100), random_rois(512, 2, 800)
     offset = torch.randn(512, 2, 7, 7)
-    bound = 512 * 49 * 200 + torch.get_num_threads() * 64 * 100 * 100 + (1 << 20)
+    bound = 512 * 49 * 140 + torch.get_num_threads() * 64 * 100 * 100 + (1 << 20)
     args = (0.125, 7, 7, 2, 0.1)
     output = torch.ops.d2proj.deform_roi_pool(input, rois, offset, *args)
     yield MemoryCase(
