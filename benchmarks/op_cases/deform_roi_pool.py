@@ -90,7 +90,7 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
 
 
 def memory_cases() -> Iterator[MemoryCase]:
-    """The plan (about 6 taps a bin, 8 bytes each, 12 backward), and 64 bytes a touched pixel and thread."""
+    """The plan (6 taps a bin, 8 bytes each, 12 backward); 64 bytes a touched pixel and thread."""
     input, rois = torch.randn(2, 64, 100, 100), random_rois(512, 2, 800)
     offset = torch.randn(512, 2, 7, 7)
     bound = 512 * 49 * 140 + torch.get_num_threads() * 64 * 100 * 100 + (1 << 20)
