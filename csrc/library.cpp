@@ -22,4 +22,22 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   m.def("_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor keep, Tensor count)");
+
+  // deform_roi_pool
+  m.def(
+      "deform_roi_pool(Tensor input, Tensor rois, Tensor offset, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, int sampling_ratio, float gamma) -> Tensor");
+  m.def(
+      "_deform_roi_pool_backward(Tensor grad, Tensor input, Tensor rois, Tensor offset, float spatial_scale, "
+      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, float gamma, bool channels_last, "
+      "bool deterministic) -> (Tensor grad_input, Tensor grad_offset)");
+  m.def(
+      "deform_ps_roi_pool(Tensor input, Tensor rois, Tensor offset, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, SymInt group_height, SymInt group_width, SymInt part_height, SymInt part_width, "
+      "int sample_per_part, float gamma) -> Tensor");
+  m.def(
+      "_deform_ps_roi_pool_backward(Tensor grad, Tensor input, Tensor rois, Tensor offset, float spatial_scale, "
+      "SymInt pooled_height, SymInt pooled_width, SymInt group_height, SymInt group_width, SymInt part_height, "
+      "SymInt part_width, int sample_per_part, float gamma, bool channels_last, bool deterministic) "
+      "-> (Tensor grad_input, Tensor grad_offset)");
 }

@@ -114,12 +114,13 @@ class Footprint {
  public:
   Footprint(int64_t height, int64_t width) : width_(width), first_(height, width), last_(height, 0) {}
 
-  template <typename A>
-  void add(const BoxTaps<A>& box, const Options& o) {
+  // `Box` is BoxTaps, or has its members.
+  template <typename Box>
+  void add(const Box& box, const Options& o) {
     int64_t first = width_, last = 0;
     for (int64_t i = box.x_begin[0]; i < box.x_begin[o.pooled_w]; ++i) {
-      first = std::min(first, box.taps[i].at);
-      last = std::max(last, box.taps[i].at + 1);
+      first = std::min<int64_t>(first, box.taps[i].at);
+      last = std::max<int64_t>(last, box.taps[i].at + 1);
     }
     for (int64_t i = box.y_begin[0]; first < last && i < box.y_begin[o.pooled_h]; ++i) {
       const int64_t row = box.taps[i].at;
