@@ -23,6 +23,12 @@ D2_HD int64_t views_per_row(Reduce reduce, int64_t levels) {
   return reduce == Reduce::kSum || reduce == Reduce::kMax ? levels : 1;
 }
 
+// Whether a later level's value takes the maximum's place: the first of equal ones and the first NaN stay.
+template <typename A>
+D2_HD bool takes_over(A value, A best) {
+  return !(value <= best) && best == best;
+}
+
 // One axis of one box: sample `i` of bin `b` lies at start + b * bin + (i + 0.5) * bin / grid.
 template <typename T>
 struct Axis {

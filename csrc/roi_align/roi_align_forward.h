@@ -118,12 +118,6 @@ struct Forward {
   signed char* winner;  // null, or the level that each maximum is from, strides as `out`
 };
 
-// Whether a later level's value takes the maximum's place: the first of equal ones and the first NaN stay.
-template <typename A>
-D2_INLINE bool takes_over(A value, A best) {
-  return !(value <= best) && best == best;
-}
-
 // Adds, or takes the maximum of, `count` values.
 template <typename A>
 D2_INLINE void reduce_values(A* D2_RESTRICT best, const A* D2_RESTRICT value, signed char* D2_RESTRICT winner,
