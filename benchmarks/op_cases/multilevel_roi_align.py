@@ -46,7 +46,9 @@ def peer(maps: list[Tensor], rois: Tensor, side: int, reduce: str) -> Callable[[
             for m, scale in zip(maps, SCALES, strict=True)
         ]
         stacked = torch.stack(each, 1)
-        return stacked if reduce == "none" else getattr(stacked, f"a{reduce}", stacked.sum)(1)
+        return {"none": lambda x: x, "sum": lambda x: x.sum(1), "max": lambda x: x.amax(1)}[reduce](
+            stacked
+        )
 
     return by_level
 

@@ -18,7 +18,7 @@ struct Assignment {
   int64_t canonical_level, min_level, levels;
 };
 
-// Step by step as d2proj/modeling/roi_heads/pooler.py's assign_levels, in the boxes' type.
+// Step by step as assign_levels of d2proj/ops/reference/multilevel_roi_align.py, in the boxes' type.
 template <typename T>
 D2_HD int64_t assign_level(const T* corners, const Assignment& a) {
   const T size = std::sqrt((corners[2] - corners[0]) * (corners[3] - corners[1]));

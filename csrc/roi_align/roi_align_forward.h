@@ -277,7 +277,7 @@ void forward(const Forward<T, A, P>& f, const std::vector<Group>& groups) {
   std::vector<Group> packed;
   std::vector<Footprint> feet;
   std::vector<std::pair<const Group*, int64_t>> direct;  // a group and one of its rows
-  int64_t direct_taps = 0, most_pixels = 0;
+  int64_t direct_taps = 0, packed_work = 0, most_pixels = 0;
   for (const Group& group : groups) {
     if (group.rows.empty()) continue;
     std::vector<Footprint> whole;
@@ -297,6 +297,7 @@ void forward(const Forward<T, A, P>& f, const std::vector<Group>& groups) {
       direct_taps += taps;
       continue;
     }
+    packed_work += taps + pixels;
     std::vector<Group> jobs = cut_jobs(group, blocks);
     for (Group& job : jobs) {
       int64_t job_pixels = 0;
@@ -312,7 +313,8 @@ void forward(const Forward<T, A, P>& f, const std::vector<Group>& groups) {
   for (const Options& o : f.levels) most_rows = f.views > 1 ? most_rows + o.height : std::max(most_rows, o.height);
   const int64_t jobs = packed.size();
   const int64_t buffer_size = (most_pixels + bins * 3) * kLanes + (most_rows * 8 + 63) / sizeof(A);
-  torch::stable::parallel_for(0, jobs * blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t job_cost = std::max<int64_t>(1, packed_work * kLanes / std::max<int64_t>(1, jobs));
+  torch::stable::parallel_for(0, jobs * blocks, std::max<int64_t>(1, kGrain / job_cost), [&](int64_t begin, int64_t end) {
     const auto buffer = aligned_buffer<A>(buffer_size);
     for (int64_t i = begin; i < end; ++i) {
       simd::dispatch<PackedForward>(f, packed[i % jobs], feet.data() + i % jobs * f.views, i / jobs * kLanes,

@@ -28,11 +28,12 @@ D2_HD RotatedBox<T> make_box(const B* roi, T spatial_scale, int64_t pooled_h, in
                              int64_t sampling_ratio) {
   RotatedBox<T> box;
   const T width = static_cast<T>(roi[3]) * spatial_scale, height = static_cast<T>(roi[4]) * spatial_scale;
-  // Centred boxes: half a pixel of offset is the centre's matter alone.
-  box.x = roi_align::make_axis<T>(-width / T(2), width / T(2), T(1), pooled_w, sampling_ratio, true);
-  box.y = roi_align::make_axis<T>(-height / T(2), height / T(2), T(1), pooled_h, sampling_ratio, true);
-  box.x.start = -width / T(2);
-  box.y.start = -height / T(2);
+  const auto axis = [&](T length, int64_t pooled) {
+    const T bin = length / static_cast<T>(pooled);
+    return Axis<T>{-length / T(2), bin, sampling_ratio > 0 ? static_cast<T>(sampling_ratio) : std::ceil(bin), true};
+  };
+  box.x = axis(width, pooled_w);
+  box.y = axis(height, pooled_h);
   box.center_x = static_cast<T>(roi[1]) * spatial_scale - T(0.5);
   box.center_y = static_cast<T>(roi[2]) * spatial_scale - T(0.5);
   const double angle = static_cast<double>(roi[5]) * (3.14159265358979323846 / 180.0);

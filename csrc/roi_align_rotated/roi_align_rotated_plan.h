@@ -47,9 +47,8 @@ class RotatedPlan {
   RotatedPlan(const A* rois, int64_t first, int64_t last, const Options& o) : first_(first) {
     boxes_.resize(last - first);
     torch::stable::parallel_for(0, last - first, 32, [&](int64_t begin, int64_t end) {
-      std::vector<Span> rows(o.height, Span{0, o.width, 0});
-      std::vector<int64_t> recent(kWindow * kWindow, 0);
-      for (int64_t i = begin; i < end; ++i) fill(boxes_[i], read_box(rois, first + i, o), o, rows, recent);
+      Scratch scratch{std::vector<Span>(o.height, Span{0, o.width, 0}), {}, {}, {}};
+      for (int64_t i = begin; i < end; ++i) fill(boxes_[i], read_box(rois, first + i, o), o, scratch);
     });
   }
 
@@ -59,17 +58,24 @@ class RotatedPlan {
   }
 
  private:
-  static constexpr int64_t kWindow = 16;
+  static constexpr uint64_t kWindow = 16;
   struct Box {
     std::vector<RotatedTap<A>> taps;
     std::vector<int64_t> begin;
     std::vector<Span> spans;
   };
 
-  // `rows` comes and goes with no columns. `recent` is the last tap of each pixel of a window that repeats over the
-  // map: what it says is checked, so it is never cleared.
-  static void fill(Box& out, const RotatedBox<A>& box, const Options& o, std::vector<Span>& rows,
-                   std::vector<int64_t>& recent) {
+  // What boxes of a task share. `rows` comes and goes with no columns. `recent` is the last tap of each pixel of a
+  // window that repeats over the map: what it says is checked, so it is never cleared.
+  struct Scratch {
+    std::vector<Span> rows;
+    std::vector<RotatedTap<A>> taps;
+    std::vector<A> along_x;  // the samples of all bins of a row, of which bin b has those from x_begin[b] on
+    std::vector<int64_t> x_begin;
+    int64_t recent[kWindow * kWindow] = {};
+  };
+
+  static void fill(Box& out, const RotatedBox<A>& box, const Options& o, Scratch& s) {
     out.begin.reserve(o.pooled_h * o.pooled_w + 1);
     out.begin.push_back(0);
     if (!box.inside || o.height * o.width == 0) {
@@ -77,31 +83,39 @@ class RotatedPlan {
       return;
     }
     const Extent along_y = extent(box, true, o.height, o.width), along_x = extent(box, false, o.height, o.width);
+    s.along_x.clear();
+    s.x_begin.assign(1, 0);
+    for (int64_t pw = 0; pw < o.pooled_w; ++pw) {
+      const SampleRange xs = sample_range(box.x, pw, along_x.low, along_x.high);
+      for (int64_t ix = xs.first; ix < xs.last; ++ix) s.along_x.push_back(box.x.sample(pw, ix));
+      s.x_begin.push_back(s.along_x.size());
+    }
+    s.taps.clear();
     int64_t top = o.height, bottom = 0;
     for (int64_t ph = 0; ph < o.pooled_h; ++ph) {
       const SampleRange ys = sample_range(box.y, ph, along_y.low, along_y.high);
       for (int64_t pw = 0; pw < o.pooled_w; ++pw) {
-        const SampleRange xs = sample_range(box.x, pw, along_x.low, along_x.high);
-        const int64_t begin = out.taps.size();
+        const int64_t begin = s.taps.size();
         const auto add = [&](int64_t y, int64_t x, A weight) {
-          int64_t& at = recent[y % kWindow * kWindow + x % kWindow];
-          if (at >= begin && at < static_cast<int64_t>(out.taps.size()) && out.taps[at].y == y && out.taps[at].x == x) {
-            out.taps[at].weight += weight;
+          int64_t& at = s.recent[(static_cast<uint64_t>(y) % kWindow) * kWindow + static_cast<uint64_t>(x) % kWindow];
+          if (at >= begin && at < static_cast<int64_t>(s.taps.size()) && s.taps[at].y == y && s.taps[at].x == x) {
+            s.taps[at].weight += weight;
             return;
           }
-          at = out.taps.size();
-          out.taps.push_back({static_cast<int32_t>(y), static_cast<int32_t>(x), weight});
-          rows[y].first = std::min(rows[y].first, x);
-          rows[y].last = std::max(rows[y].last, x + 1);
+          at = s.taps.size();
+          s.taps.push_back({static_cast<int32_t>(y), static_cast<int32_t>(x), weight});
+          Span& row = s.rows[y];
+          row.first = std::min(row.first, x);
+          row.last = std::max(row.last, x + 1);
           top = std::min(top, y);
           bottom = std::max(bottom, y + 1);
         };
         for (int64_t iy = ys.first; iy < ys.last; ++iy) {
           const A v = box.y.sample(ph, iy);
-          for (int64_t ix = xs.first; ix < xs.last; ++ix) {
-            const A u = box.x.sample(pw, ix);
+          for (int64_t i = s.x_begin[pw]; i < s.x_begin[pw + 1]; ++i) {
             roi_align::Taps<A> y, x;
-            if (!taps_at(sample_y(box, v, u), o.height, y) || !taps_at(sample_x(box, v, u), o.width, x)) continue;
+            if (!taps_at(sample_y(box, v, s.along_x[i]), o.height, y)) continue;
+            if (!taps_at(sample_x(box, v, s.along_x[i]), o.width, x)) continue;
             add(y.low, x.low, y.w_low * x.w_low);
             if (x.w_high != A(0)) add(y.low, x.high, y.w_low * x.w_high);
             if (y.w_high == A(0)) continue;
@@ -109,13 +123,14 @@ class RotatedPlan {
             if (x.w_high != A(0)) add(y.high, x.high, y.w_high * x.w_high);
           }
         }
-        for (size_t i = begin; i < out.taps.size(); ++i) out.taps[i].weight *= box.scale;
-        out.begin.push_back(out.taps.size());
+        for (size_t i = begin; i < s.taps.size(); ++i) s.taps[i].weight *= box.scale;
+        out.begin.push_back(s.taps.size());
       }
     }
+    out.taps.assign(s.taps.begin(), s.taps.end());
     for (int64_t y = top; y < bottom; ++y) {
-      if (rows[y].first < rows[y].last) out.spans.push_back({y, rows[y].first, rows[y].last});
-      rows[y] = {0, o.width, 0};
+      if (s.rows[y].first < s.rows[y].last) out.spans.push_back({y, s.rows[y].first, s.rows[y].last});
+      s.rows[y] = {0, o.width, 0};
     }
   }
 
