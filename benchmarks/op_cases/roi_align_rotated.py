@@ -40,9 +40,7 @@ def peer() -> tuple[str, Callable[..., Any], Callable[..., Any] | None]:
         return "twin", _twin, None
 
 
-def _twin(
-    input: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int
-) -> Tensor:
+def _twin(input: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int) -> Tensor:
     return reference.roi_align_rotated.roi_align_rotated(input, rois, (height, width), scale, ratio)
 
 
@@ -78,8 +76,8 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
         rest = (torch.randn_like(output), rois, 0.25, 7, 7, *input.shape, ratio)
         yield Case(
             f"roi_align_rotated backward: {what}",
-            lambda a=(*rest, layout == "nhwc", False): (
-                torch.ops.d2proj._roi_align_rotated_backward(*a)
+            lambda a=(*rest, layout == "nhwc", False): torch.ops.d2proj._roi_align_rotated_backward(
+                *a
             ),
             lambda a=rest: backward(*a),
             name,

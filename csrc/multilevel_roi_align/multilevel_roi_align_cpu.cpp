@@ -87,9 +87,8 @@ std::vector<Tensor> backward_cpu(const Tensor& grad, const Tensor& winner, const
   for (const Tensor& out : outs) advise_huge_pages(out);
   const std::vector<int64_t> assigned = box_levels(kOp, boxes, levels, reduce, assignment);
   const bool max = static_cast<Reduce>(reduce) == Reduce::kMax;
-  roi_align::spread_levels(
-      {kOp, boxes, assigned.data(), std::move(options), batch_size, static_cast<Reduce>(reduce)}, grad,
-      max ? &winner : nullptr, outs);
+  roi_align::spread_levels({kOp, boxes, assigned.data(), std::move(options), batch_size, static_cast<Reduce>(reduce)},
+                           grad, max ? &winner : nullptr, outs);
   return outs;
 }
 

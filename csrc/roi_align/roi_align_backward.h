@@ -1,6 +1,6 @@
-// The backward pass on the CPU. A task owns the part of a gradient that it adds to (an image of a level, a band of rows,
-// some channels) and takes boxes in order: no atomics, and the same bits whatever the number of threads. A plan `P` is
-// as in roi_align_forward.h, with spread_box and spread_box_direct for its taps.
+// The backward pass on the CPU. A task owns the part of a gradient that it adds to (an image of a level, a band of
+// rows, some channels) and takes boxes in order: no atomics, and the same bits whatever the number of threads. A plan
+// `P` is as in roi_align_forward.h, with spread_box and spread_box_direct for its taps.
 #pragma once
 
 #include "roi_align/roi_align_cpu.h"
@@ -218,8 +218,8 @@ void backward(const Backward<T, A, P>& f, const std::vector<Group>& groups, int6
       const int64_t n = i % (count * bands) / bands, b = i % bands, c0 = i / (count * bands) * block;
       const Group& group = groups[n];
       const int64_t height = f.levels[group.level].height;
-      const Part part{group.image,  group.level, height * b / bands, height * (b + 1) / bands,
-                      c0, std::min(block, channels - c0)};
+      const Part part{
+          group.image, group.level, height * b / bands, height * (b + 1) / bands, c0, std::min(block, channels - c0)};
       if (packed[n]) {
         simd::dispatch<PackedBackward>(f, part, group.rows, feet[n * bands + b], buffer.get());
       } else if constexpr (std::is_same_v<T, A>) {

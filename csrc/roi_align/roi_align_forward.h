@@ -314,13 +314,14 @@ void forward(const Forward<T, A, P>& f, const std::vector<Group>& groups) {
   const int64_t jobs = packed.size();
   const int64_t buffer_size = (most_pixels + bins * 3) * kLanes + (most_rows * 8 + 63) / sizeof(A);
   const int64_t job_cost = std::max<int64_t>(1, packed_work * kLanes / std::max<int64_t>(1, jobs));
-  torch::stable::parallel_for(0, jobs * blocks, std::max<int64_t>(1, kGrain / job_cost), [&](int64_t begin, int64_t end) {
-    const auto buffer = aligned_buffer<A>(buffer_size);
-    for (int64_t i = begin; i < end; ++i) {
-      simd::dispatch<PackedForward>(f, packed[i % jobs], feet.data() + i % jobs * f.views, i / jobs * kLanes,
-                                    buffer.get());
-    }
-  });
+  torch::stable::parallel_for(0, jobs * blocks, std::max<int64_t>(1, kGrain / job_cost),
+                              [&](int64_t begin, int64_t end) {
+                                const auto buffer = aligned_buffer<A>(buffer_size);
+                                for (int64_t i = begin; i < end; ++i) {
+                                  simd::dispatch<PackedForward>(f, packed[i % jobs], feet.data() + i % jobs * f.views,
+                                                                i / jobs * kLanes, buffer.get());
+                                }
+                              });
   const int64_t count = direct.size();
   const int64_t box_cost = std::max<int64_t>(1, direct_taps * f.channels / std::max<int64_t>(1, count));
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / box_cost), [&](int64_t begin, int64_t end) {

@@ -17,9 +17,9 @@ template <typename T>
 struct RotatedBox {
   Axis<T> y, x;  // in the box's own frame
   T center_y, center_x, cos, sin;
-  T scale;       // 1 / samples of a bin
+  T scale;  // 1 / samples of a bin
   int64_t image;
-  bool inside;   // false for a box that pools to zero: not finite, or of negative size
+  bool inside;  // false for a box that pools to zero: not finite, or of negative size
 };
 
 // `roi`: image, centre x, centre y, width, height, degrees; the image index is checked by the caller.

@@ -64,9 +64,9 @@ Tensor backward_cpu(const Tensor& grad, const Tensor& rois, double spatial_scale
     const auto images = group_by_image(kOp, data, dense.size(0), batch_size, 6);
     const auto rounds = rounds_of(data, dense.size(0), levels[0]);
     if (!std::is_same_v<T, A> && rounds.size() > 1) {  // or every round would round to half
-      const Tensor wide = backward_cpu(torch::stable::to(grad, ScalarType::Float), rois, spatial_scale, pooled_height,
-                                       pooled_width, batch_size, channels, height, width, sampling_ratio,
-                                       channels_last, true);
+      const Tensor wide =
+          backward_cpu(torch::stable::to(grad, ScalarType::Float), rois, spatial_scale, pooled_height, pooled_width,
+                       batch_size, channels, height, width, sampling_ratio, channels_last, true);
       torch::stable::copy_(out, wide);
       return;
     }

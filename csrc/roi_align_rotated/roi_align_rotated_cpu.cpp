@@ -27,19 +27,28 @@ D2_INLINE void pool_box(A* out, int64_t out_step, const A* map, const int64_t* r
   }
 }
 
+// kChannels planes at a time: their sums do not wait for each other.
+template <int kChannels, typename T, typename A>
+D2_INLINE void pool_planes(const Map<T>& out, const Map<const T>& map, int64_t c0, const RotatedTaps<A>& box,
+                           const Options& o) {
+  const T* planes = map.data + c0 * map.c;
+  for (int64_t b = 0; b < o.pooled_h * o.pooled_w; ++b) {
+    A sum[kChannels] = {};
+    for (int64_t i = box.begin[b]; i < box.begin[b + 1]; ++i) {
+      const T* pixel = planes + box.taps[i].y * map.h + box.taps[i].x * map.w;
+      for (int c = 0; c < kChannels; ++c) sum[c] += box.taps[i].weight * static_cast<A>(pixel[c * map.c]);
+    }
+    T* to = out.data + c0 * out.c + b / o.pooled_w * out.h + b % o.pooled_w * out.w;
+    for (int c = 0; c < kChannels; ++c) to[c * out.c] = static_cast<T>(sum[c]);
+  }
+}
+
 template <typename T, typename A>
 D2_INLINE void pool_box_direct(Map<T> out, Map<const T> map, int64_t channels, const RotatedTaps<A>& box,
                                const Options& o) {
-  for (int64_t c = 0; c < channels; ++c) {
-    const T* plane = map.data + c * map.c;
-    for (int64_t b = 0; b < o.pooled_h * o.pooled_w; ++b) {
-      A sum = A(0);
-      for (int64_t i = box.begin[b]; i < box.begin[b + 1]; ++i) {
-        sum += box.taps[i].weight * static_cast<A>(plane[box.taps[i].y * map.h + box.taps[i].x * map.w]);
-      }
-      out.data[c * out.c + b / o.pooled_w * out.h + b % o.pooled_w * out.w] = static_cast<T>(sum);
-    }
-  }
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4) pool_planes<4>(out, map, c, box, o);
+  for (; c < channels; ++c) pool_planes<1>(out, map, c, box, o);
 }
 
 template <typename T, typename A>

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     Lanes result;
 #pragma unroll
-    for (int v = 0; v < kVec; ++v) result.lane[v] = static_cast<T>(placed.box.inside ? sum[v] * placed.box.scale : A(0));
+    for (int v = 0; v < kVec; ++v)
+      result.lane[v] = static_cast<T>(placed.box.inside ? sum[v] * placed.box.scale : A(0));
     *reinterpret_cast<Lanes*>(output + at.k * out.n + at.c * out.c + at.ph * out.h + at.pw * out.w) = result;
   }
 }
@@ -310,10 +311,9 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& rois, double spatial_scal
       launch_deterministic<T, A>(grad, placed, out, p, stream);
     } else {
       // Half types are summed in float32 and rounded once.
-      Tensor sum = std::is_same_v<T, A>
-                       ? out
-                       : torch::stable::empty(out.sizes(), ScalarType::Float, std::nullopt, out.device(), std::nullopt,
-                                              format_of(channels_last));
+      Tensor sum = std::is_same_v<T, A> ? out
+                                        : torch::stable::empty(out.sizes(), ScalarType::Float, std::nullopt,
+                                                               out.device(), std::nullopt, format_of(channels_last));
       torch::stable::zero_(sum);
       launch_atomic<T, A>(grad, placed, sum, p, channels_last, stream);
       if (!std::is_same_v<T, A>) torch::stable::copy_(out, sum);

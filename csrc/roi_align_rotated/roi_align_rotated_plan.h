@@ -75,6 +75,11 @@ class RotatedPlan {
     int64_t recent[kWindow * kWindow] = {};
   };
 
+  static void touch(Span& row, const roi_align::Taps<A>& x) {
+    row.first = std::min(row.first, x.low);
+    row.last = std::max(row.last, x.high + 1);
+  }
+
   static void fill(Box& out, const RotatedBox<A>& box, const Options& o, Scratch& s) {
     out.begin.reserve(o.pooled_h * o.pooled_w + 1);
     out.begin.push_back(0);
@@ -90,25 +95,22 @@ class RotatedPlan {
       for (int64_t ix = xs.first; ix < xs.last; ++ix) s.along_x.push_back(box.x.sample(pw, ix));
       s.x_begin.push_back(s.along_x.size());
     }
-    s.taps.clear();
-    int64_t top = o.height, bottom = 0;
+    int64_t top = o.height, bottom = 0, used = 0;  // of s.taps
     for (int64_t ph = 0; ph < o.pooled_h; ++ph) {
       const SampleRange ys = sample_range(box.y, ph, along_y.low, along_y.high);
       for (int64_t pw = 0; pw < o.pooled_w; ++pw) {
-        const int64_t begin = s.taps.size();
+        const int64_t begin = used;
+        const int64_t most = used + 4 * (ys.last - ys.first) * (s.x_begin[pw + 1] - s.x_begin[pw]);
+        if (static_cast<int64_t>(s.taps.size()) < most) s.taps.resize(2 * most);
+        RotatedTap<A>* taps = s.taps.data();
         const auto add = [&](int64_t y, int64_t x, A weight) {
           int64_t& at = s.recent[(static_cast<uint64_t>(y) % kWindow) * kWindow + static_cast<uint64_t>(x) % kWindow];
-          if (at >= begin && at < static_cast<int64_t>(s.taps.size()) && s.taps[at].y == y && s.taps[at].x == x) {
-            s.taps[at].weight += weight;
+          if (at >= begin && at < used && taps[at].y == y && taps[at].x == x) {
+            taps[at].weight += weight;
             return;
           }
-          at = s.taps.size();
-          s.taps.push_back({static_cast<int32_t>(y), static_cast<int32_t>(x), weight});
-          Span& row = s.rows[y];
-          row.first = std::min(row.first, x);
-          row.last = std::max(row.last, x + 1);
-          top = std::min(top, y);
-          bottom = std::max(bottom, y + 1);
+          at = used;
+          taps[used++] = {static_cast<int32_t>(y), static_cast<int32_t>(x), weight};
         };
         for (int64_t iy = ys.first; iy < ys.last; ++iy) {
           const A v = box.y.sample(ph, iy);
@@ -118,16 +120,20 @@ class RotatedPlan {
             if (!taps_at(sample_x(box, v, s.along_x[i]), o.width, x)) continue;
             add(y.low, x.low, y.w_low * x.w_low);
             if (x.w_high != A(0)) add(y.low, x.high, y.w_low * x.w_high);
+            top = std::min(top, y.low);
+            bottom = std::max(bottom, y.high + 1);
+            touch(s.rows[y.low], x);
             if (y.w_high == A(0)) continue;
+            touch(s.rows[y.high], x);
             add(y.high, x.low, y.w_high * x.w_low);
             if (x.w_high != A(0)) add(y.high, x.high, y.w_high * x.w_high);
           }
         }
-        for (size_t i = begin; i < s.taps.size(); ++i) s.taps[i].weight *= box.scale;
-        out.begin.push_back(s.taps.size());
+        for (int64_t i = begin; i < used; ++i) taps[i].weight *= box.scale;
+        out.begin.push_back(used);
       }
     }
-    out.taps.assign(s.taps.begin(), s.taps.end());
+    out.taps.assign(s.taps.begin(), s.taps.begin() + used);
     for (int64_t y = top; y < bottom; ++y) {
       if (s.rows[y].first < s.rows[y].last) out.spans.push_back({y, s.rows[y].first, s.rows[y].last});
       s.rows[y] = {0, o.width, 0};

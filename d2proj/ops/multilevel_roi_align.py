@@ -158,7 +158,9 @@ def _forward_fake(
     rows = boxes.shape[0] * (len(inputs) if REDUCTIONS[reduce] == "none" else 1)
     rest = (first.shape[1], pooled_height, pooled_width)
     layout = memory_format(is_channels_last(first))
-    output = torch.empty((rows, *rest), dtype=first.dtype, device=first.device, memory_format=layout)
+    output = torch.empty(
+        (rows, *rest), dtype=first.dtype, device=first.device, memory_format=layout
+    )
     winners = rows if REDUCTIONS[reduce] == "max" else 0
     winner = torch.empty(
         (winners, *rest), dtype=torch.int8, device=first.device, memory_format=layout

@@ -68,9 +68,7 @@ def test_assigned_equals_torchvisions_pooler(seed: int) -> None:
     module.scales, module.map_levels = SCALES, torchvision.ops.poolers.LevelMapper(2, 5, 40)
     expected = module(dict(zip("0123", maps, strict=True)), boxes, [(160, 160)] * n)
     options = ((3, 2), SCALES, 2, False)
-    check_same(
-        multilevel_roi_align(maps, boxes, *options, canonical_size=40), expected, maps, 1e-4
-    )
+    check_same(multilevel_roi_align(maps, boxes, *options, canonical_size=40), expected, maps, 1e-4)
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
@@ -181,8 +179,9 @@ def test_gradcheck(reduce: str, channels: int) -> None:
     assert torch.autograd.gradcheck(pool, maps, fast_mode=True)
 
 
-@pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("reduce", "layout"), [*((r, "nchw") for r in REDUCTIONS), ("max", "nhwc")]
+)
 def test_opcheck(reduce: str, layout: str) -> None:
     maps, rois = make(k=5, side=64, layout=layout)
     index = REDUCTIONS.index(reduce)
@@ -327,7 +326,7 @@ from d2proj.ops import multilevel_roi_align, reference
 from tests.ops.test_multilevel_roi_align import check_same, make, SCALES, twin
 for dtype in (torch.float32, torch.float64):
     for layout in ("nchw", "nhwc"):
-        maps, rois = make(c=21, k=30, dtype=dtype, layout=layout, side=64)
+        maps, rois = make(c=21, k=9, dtype=dtype, layout=layout, side=64)
         for reduce in ("assigned", "max"):
             args = (maps, rois, 3, SCALES, 2, True, None, reduce)
             check_same(multilevel_roi_align(*args), twin(*args), maps, 1e-5)

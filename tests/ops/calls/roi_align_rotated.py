@@ -9,11 +9,11 @@ def roi_align_rotated(draw: Draw) -> Call:
     h, w = draw.integer(0, 12), draw.integer(1, 12)
     input = draw.tensor(n, c, h, w, dtype=draw.dtype())
     count = draw.choice(0, 1, 7, 40)
-    upright = draw.rois(count, n, 20.0, draw.choice(*draw.box_dtypes))
-    angle = draw.tensor(count, 1, dtype=upright.dtype, scale=200.0)
-    if angle.dim() != 2:
-        angle = angle.reshape(-1)[:count, None]
-    rois = draw.layout(torch.cat([upright, angle], 1))
+    rois = draw.rois(count, n, 20.0, draw.choice(*draw.box_dtypes))
+    angles = [[draw.number(-400.0, 400.0)] for _ in range(count)]
+    angle = torch.tensor(angles, dtype=rois.dtype).reshape(count, 1)
+    rois = draw.layout(torch.cat([rois, angle], 1))
+    rois = rois[:, 1:] if draw.chance(0.02) else rois
     size = (draw.integer(1 - draw.chance(0.05), 5), draw.integer(1, 5))
     rest = (draw.number(0.1, 2.0), draw.integer(-1, 3))
     return Call(ops.roi_align_rotated, (input, rois, size, *rest), draw.sane, (0,))
