@@ -125,7 +125,7 @@ def gpu_checks() -> Iterator[Check]:
                     device_maps = [in_layout(m.cuda(), layout) for m in maps]
                     device_rois, device_levels = rois.cuda(), levels.cuda() if given else None
                     rest = (SCALES, 7, 3, 2, True, reduce, 56.0, 4)
-                    cpu, winner = forward(maps, rois, levels, *rest)
+                    cpu, _winner = forward(maps, rois, levels, *rest)
                     with no_synchronisation():
                         got, device_winner = forward(device_maps, device_rois, device_levels, *rest)
                     name = f"multilevel_roi_align {str(dtype)[6:]} {layout} C={channels}"

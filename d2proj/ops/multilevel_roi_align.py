@@ -1,8 +1,8 @@
 """RoIAlign from the levels of a feature pyramid: function, module, registrations.
 
-Which level: Lin et al., Feature Pyramid Networks, CVPR 2017, equation 1. All levels, reduced: Liu et
-al., Path Aggregation Network, CVPR 2018, section 3.2. All levels, as they are: Guo et al., AugFPN,
-CVPR 2020, section 3.3.
+Which level: Lin et al., Feature Pyramid Networks, CVPR 2017, equation 1. All levels, reduced: Liu
+et al., Path Aggregation Network, CVPR 2018, section 3.2. All levels, as they are: Guo et al.,
+AugFPN, CVPR 2020.
 """
 
 from collections.abc import Sequence
@@ -56,12 +56,12 @@ def multilevel_roi_align(
             levels there are (a box whose area is not a number goes to the finest).
         reduce: ``assigned``: from the box's own level; ``max`` or ``sum``: over all levels (of
             equal values the finest level's takes the gradient); ``none``: every level.
-        canonical_size, canonical_level: A box of this size (in box units) belongs to the level of
-            this log2 stride.
+        canonical_size: A box of this size (in box units) belongs to ``canonical_level``.
+        canonical_level: As log2 of a stride.
 
     Returns:
-        (K, C, height, width), for ``none`` (K, levels, C, height, width); dtype of ``inputs``, memory
-        format of the first.
+        (K, C, height, width), for ``none`` (K, levels, C, height, width); dtype of ``inputs``,
+        memory format of the first.
 
     Raises:
         RuntimeError: An argument has the wrong shape, dtype or device, or, on the CPU, an image

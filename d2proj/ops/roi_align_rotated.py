@@ -28,8 +28,8 @@ def roi_align_rotated(
     Args:
         input: (N, C, H, W), float16, bfloat16, float32 or float64; NCHW or channels-last in memory.
         rois: (K, 6) of image index, centre x, centre y, width, height and angle in degrees,
-            counter-clockwise as one sees the image; lengths in the units that ``spatial_scale`` maps
-            to feature cells. float32 or float64 (half is raised).
+            counter-clockwise as one sees the image; lengths in the units that ``spatial_scale``
+            maps to feature cells. float32 or float64 (half is raised).
         output_size: Height and width of the result, or one number for both.
         spatial_scale: Feature cells per box unit, 1/4 for a map of stride 4.
         sampling_ratio: Samples per bin along an axis; 0 or less: as many as the bin has cells.

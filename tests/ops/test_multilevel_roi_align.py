@@ -265,21 +265,21 @@ def test_wrong_arguments_are_named() -> None:
     maps, rois = make(k=3)
     ok = torch.zeros(3, dtype=torch.int64)
     cases = [
-        (dict(inputs=maps[:3]), "one map for each of the 4 spatial_scales, got 3"),
-        (dict(inputs=[*maps[:3], maps[3].double()]), "one dtype"),
-        (dict(inputs=[*maps[:3], maps[3][:, :2]]), "same batch size and channels"),
-        (dict(spatial_scales=[1 / 4, 1 / 8, 1 / 16, 1 / 20]), "halving powers of two"),
-        (dict(spatial_scales=[0.3, 0.15, 0.075, 0.0375]), "halving powers of two"),
-        (dict(levels=ok[:2]), r"levels must have shape \(3\), got \(2\)"),
-        (dict(levels=ok.int()), "levels must be int64"),
-        (dict(levels=ok + 4), r"levels\[0\] must be from 0 to 3, got 4"),
-        (dict(levels=ok, reduce="sum"), "only for reduce='assigned'"),
-        (dict(boxes=rois[:, :4]), r"boxes must have shape \(K, 5\)"),
-        (dict(boxes=rois + 7), r"boxes\[0, 0\] must be an image index"),
-        (dict(output_size=0), "output_size must be positive"),
-        (dict(canonical_size=0.0), "canonical_size must be positive"),
+        ({"inputs": maps[:3]}, "one map for each of the 4 spatial_scales, got 3"),
+        ({"inputs": [*maps[:3], maps[3].double()]}, "one dtype"),
+        ({"inputs": [*maps[:3], maps[3][:, :2]]}, "same batch size and channels"),
+        ({"spatial_scales": [1 / 4, 1 / 8, 1 / 16, 1 / 20]}, "halving powers of two"),
+        ({"spatial_scales": [0.3, 0.15, 0.075, 0.0375]}, "halving powers of two"),
+        ({"levels": ok[:2]}, r"levels must have shape \(3\), got \(2\)"),
+        ({"levels": ok.int()}, "levels must be int64"),
+        ({"levels": ok + 4}, r"levels\[0\] must be from 0 to 3, got 4"),
+        ({"levels": ok, "reduce": "sum"}, "only for reduce='assigned'"),
+        ({"boxes": rois[:, :4]}, r"boxes must have shape \(K, 5\)"),
+        ({"boxes": rois + 7}, r"boxes\[0, 0\] must be an image index"),
+        ({"output_size": 0}, "output_size must be positive"),
+        ({"canonical_size": 0.0}, "canonical_size must be positive"),
     ]
-    good = dict(inputs=maps, boxes=rois, output_size=2, spatial_scales=SCALES)
+    good = {"inputs": maps, "boxes": rois, "output_size": 2, "spatial_scales": SCALES}
     for change, message in cases:
         with pytest.raises(RuntimeError, match=f"multilevel_roi_align: .*{message}"):
             multilevel_roi_align(**{**good, **change})

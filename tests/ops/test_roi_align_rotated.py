@@ -46,7 +46,7 @@ def transcription(
 ) -> np.ndarray:
     """The definition, sample by sample, in float64."""
     pooled_h, pooled_w = size
-    n, channels, height, width = input.shape
+    _n, channels, height, width = input.shape
     output = np.zeros((len(rois), channels, pooled_h, pooled_w))
     for k, (image, cx, cy, box_w, box_h, degrees) in enumerate(rois):
         bin_h, bin_w = box_h * scale / pooled_h, box_w * scale / pooled_w

@@ -40,7 +40,7 @@ def multilevel_roi_align(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Tensor:
-    """See :func:`d2proj.ops.multilevel_roi_align`. Every box from every level; autograd does the rest."""
+    """See :func:`d2proj.ops.multilevel_roi_align`. Every box from every level."""
     rois = to_rois("multilevel_roi_align", boxes)
     dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
     pooled = torch.stack(
