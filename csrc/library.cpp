@@ -18,6 +18,26 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
       "SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, "
       "bool channels_last, bool deterministic) -> Tensor");
 
+  // multilevel_roi_align: reduce is 0 assigned, 1 none, 2 sum, 3 max; the second result is the level of each maximum
+  m.def(
+      "multilevel_roi_align(Tensor[] inputs, Tensor boxes, Tensor? levels, float[] spatial_scales, "
+      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, int reduce, float canonical_size, "
+      "int canonical_level) -> (Tensor output, Tensor winner)");
+  m.def(
+      "_multilevel_roi_align_backward(Tensor grad, Tensor winner, Tensor boxes, Tensor? levels, "
+      "float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, "
+      "SymInt[] heights, SymInt[] widths, int sampling_ratio, bool aligned, int reduce, float canonical_size, "
+      "int canonical_level, int[] channels_last, bool deterministic) -> Tensor[]");
+
+  // roi_align_rotated
+  m.def(
+      "roi_align_rotated(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio) -> Tensor");
+  m.def(
+      "_roi_align_rotated_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, "
+      "bool channels_last, bool deterministic) -> Tensor");
+
   // nms
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");

@@ -46,16 +46,26 @@ inline int64_t bin_index(const Problem& p, int64_t k, int64_t cls, int64_t ph, i
   return ((k * p.classes + cls) * p.pooled_h + ph) * p.pooled_w + pw;
 }
 
+template <typename A>
+inline void add_bin(Footprint& foot, const BinTaps<A>& bin, int64_t width) {
+  int64_t first = width, last = 0;
+  for (int64_t i = bin.x_begin[0]; i < bin.x_begin[1]; ++i) {
+    first = std::min<int64_t>(first, bin.taps[i].at);
+    last = std::max<int64_t>(last, bin.taps[i].at + 1);
+  }
+  for (int64_t i = bin.y_begin[0]; first < last && i < bin.y_begin[1]; ++i) foot.add(bin.taps[i].at, first, last);
+  foot.count_taps((bin.x_begin[1] - bin.x_begin[0]) * (bin.y_begin[1] - bin.y_begin[0]));
+}
+
 // The pixels that the group's bins of these boxes touch; not laid out yet.
 template <typename A>
 Footprint footprint(const Problem& p, const Plan<A>& plan, const Group& group, const std::vector<int64_t>& boxes) {
   Footprint foot(p.height, p.width);
-  const roi_align::Options one{1, 1, p.height, p.width, 1.0, 0, true};
   const CellBins bins(p, group.cell);
   for (const int64_t k : boxes) {
     for (int64_t ph = bins.top; ph < bins.bottom; ++ph) {
       for (int64_t pw = bins.left; pw < bins.right; ++pw) {
-        foot.add(plan.bin(bin_index(p, k, group.cls, ph, pw)), one);
+        add_bin(foot, plan.bin(bin_index(p, k, group.cls, ph, pw)), p.width);
       }
     }
   }

@@ -13,6 +13,22 @@
 namespace d2proj {
 namespace roi_align {
 
+constexpr int64_t kMaxLevels = 16;  // of a pyramid
+
+// What becomes of a box's levels (the `reduce` of multilevel_roi_align): every row of the result has one view, or, for
+// the reductions, one of each level, view `row * levels + level`.
+enum class Reduce : int64_t { kAssigned, kNone, kSum, kMax };
+
+D2_HD int64_t views_per_row(Reduce reduce, int64_t levels) {
+  return reduce == Reduce::kSum || reduce == Reduce::kMax ? levels : 1;
+}
+
+// Whether a later level's value takes the maximum's place: the first of equal ones and the first NaN stay.
+template <typename A>
+D2_HD bool takes_over(A value, A best) {
+  return !(value <= best) && best == best;
+}
+
 // One axis of one box: sample `i` of bin `b` lies at start + b * bin + (i + 0.5) * bin / grid.
 template <typename T>
 struct Axis {
@@ -52,14 +68,14 @@ D2_HD T sample_count(const Axis<T>& y, const Axis<T>& x) {
   return count > T(1) ? count : T(1);
 }
 
-// The samples [first, last) of bin `b`, without those that are certain to lie outside a map of `size` pixels: a box may
-// be a billion pixels long and have as many samples.
+// The samples [first, last) of bin `b`, without those that are certain to lie outside [low, high]: a box may be a
+// billion pixels long and have as many samples.
 struct SampleRange {
   int64_t first, last;
 };
 
 template <typename T>
-D2_HD SampleRange sample_range(const Axis<T>& axis, int64_t b, int64_t size) {
+D2_HD SampleRange sample_range(const Axis<T>& axis, int64_t b, double low, double high) {
   if (!(axis.grid > T(0))) return {0, 0};
   // Short grids, and those of inverted boxes, which run backwards, are walked whole.
   constexpr double kMany = 9e15;
@@ -68,11 +84,17 @@ D2_HD SampleRange sample_range(const Axis<T>& axis, int64_t b, int64_t size) {
   const double step = static_cast<double>(axis.bin) / static_cast<double>(axis.grid);
   const double base = static_cast<double>(axis.start) + static_cast<double>(b) * static_cast<double>(axis.bin);
   // Two samples of slack on either side for rounding; `taps_at` has the last word.
-  double first = std::floor((-1.0 - base) / step) - 2.0;
-  double last = std::ceil((static_cast<double>(size) - base) / step) + 2.0;
+  double first = std::floor((low - base) / step) - 2.0;
+  double last = std::ceil((high - base) / step) + 2.0;
   first = first > 0.0 ? (first < grid ? first : grid) : 0.0;
   last = last > first ? (last < grid ? last : grid) : first;
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
+}
+
+// Along a map of `size` pixels.
+template <typename T>
+D2_HD SampleRange sample_range(const Axis<T>& axis, int64_t b, int64_t size) {
+  return sample_range(axis, b, -1.0, static_cast<double>(size));
 }
 
 // The two pixels that a sample reads along an axis, and their weights.

@@ -4,37 +4,18 @@
 // bytes' worth for a channels-last one (neighbouring threads take neighbouring channels, so that every access is a full
 // line). The backward pass adds with atomics, into float32 for half types; the deterministic one turns the loops inside
 // out: a thread owns a pixel and visits the boxes in order, which needs no memory and no atomics.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <limits>
-#include <type_traits>
-
-#include "common/cuda.h"
-#include "common/tensor.h"
-#include "roi_align/roi_align.h"
 #include "roi_align/roi_align_args.h"
+#include "roi_align/roi_align_kernels.cuh"
 
 namespace d2proj {
 namespace roi_align {
 namespace {
-
-constexpr int kThreads = 256;
-
-struct Strides {
-  int64_t n, c, h, w;
-};
 
 struct Problem {
   int64_t boxes, channels, images, height, width, pooled_h, pooled_w;
   double spatial_scale;
   int64_t sampling_ratio;
   bool aligned;
-};
-
-template <typename T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T lane[kVec];
 };
 
 // A box as a thread sees it. `inside` is false for a box that is not finite or whose image index is out of range: such
@@ -62,35 +43,6 @@ __device__ __forceinline__ Box<A> read_box(const B* boxes, int64_t k, const Prob
   return box;
 }
 
-// Splits a thread's number into box, bin and first channel, in the order in which the result lies in memory.
-struct Place {
-  int64_t k, c, ph, pw;
-};
-
-template <typename I, bool kLast, int kVec>
-__device__ __forceinline__ Place place_of(I index, const Problem& p) {
-  const I ph_count = static_cast<I>(p.pooled_h), pw_count = static_cast<I>(p.pooled_w);
-  const I groups = static_cast<I>(p.channels / kVec);
-  I c, ph, pw;
-  if (kLast) {
-    c = index % groups;
-    index /= groups;
-    pw = index % pw_count;
-    index /= pw_count;
-    ph = index % ph_count;
-    index /= ph_count;
-  } else {
-    pw = index % pw_count;
-    index /= pw_count;
-    ph = index % ph_count;
-    index /= ph_count;
-    c = index % groups;
-    index /= groups;
-  }
-  return {static_cast<int64_t>(index), static_cast<int64_t>(c) * kVec, static_cast<int64_t>(ph),
-          static_cast<int64_t>(pw)};
-}
-
 template <typename T, typename A, typename B, typename I, bool kLast, int kVec>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const T* __restrict__ input, Strides in, const B* __restrict__ boxes, T* __restrict__ output,
@@ -98,53 +50,17 @@ __global__ void __launch_bounds__(kThreads)
   using Lanes = Pack<T, kVec>;
   const I step = static_cast<I>(gridDim.x) * kThreads;
   for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
-    const Place at = place_of<I, kLast, kVec>(index, p);
+    const Place at = place_of<I, kLast, kVec>(index, p.channels, p.pooled_h, p.pooled_w);
     const Box<A> box = read_box<A>(boxes, at.k, p);
     A sum[kVec] = {};
     if (box.inside) {
       const T* map = input + box.image * in.n + at.c * in.c;
-      const SampleRange ys = sample_range(box.y, at.ph, p.height), xs = sample_range(box.x, at.pw, p.width);
-      for (int64_t iy = ys.first; iy < ys.last; ++iy) {
-        Taps<A> ty;
-        if (!taps_at(box.y.sample(at.ph, iy), p.height, ty)) continue;
-        const T* low = map + ty.low * in.h;
-        const T* high = map + ty.high * in.h;
-        for (int64_t ix = xs.first; ix < xs.last; ++ix) {
-          Taps<A> tx;
-          if (!taps_at(box.x.sample(at.pw, ix), p.width, tx)) continue;
-          const Lanes v00 = *reinterpret_cast<const Lanes*>(low + tx.low * in.w);
-          const Lanes v01 = *reinterpret_cast<const Lanes*>(low + tx.high * in.w);
-          const Lanes v10 = *reinterpret_cast<const Lanes*>(high + tx.low * in.w);
-          const Lanes v11 = *reinterpret_cast<const Lanes*>(high + tx.high * in.w);
-#pragma unroll
-          for (int v = 0; v < kVec; ++v) {
-            sum[v] += ty.w_low * (tx.w_low * static_cast<A>(v00.lane[v]) + tx.w_high * static_cast<A>(v01.lane[v])) +
-                      ty.w_high * (tx.w_low * static_cast<A>(v10.lane[v]) + tx.w_high * static_cast<A>(v11.lane[v]));
-          }
-        }
-      }
+      pool_bin<T, A, kVec>(map, in, box.y, box.x, at.ph, at.pw, p.height, p.width, sum);
     }
     Lanes result;
 #pragma unroll
     for (int v = 0; v < kVec; ++v) result.lane[v] = static_cast<T>(sum[v] * box.scale);
     *reinterpret_cast<Lanes*>(output + at.k * out.n + at.c * out.c + at.ph * out.h + at.pw * out.w) = result;
-  }
-}
-
-// Adds kVec values at `to`, in one transaction where the hardware can (float4 from sm_90 on).
-template <typename A, int kVec>
-__device__ __forceinline__ void atomic_add(A* to, const A (&value)[kVec], A weight) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kFloat4 = std::is_same_v<A, float> && kVec == 4;
-#else
-  constexpr bool kFloat4 = false;
-#endif
-  if constexpr (kFloat4) {
-    atomicAdd(reinterpret_cast<float4*>(to),
-              make_float4(weight * value[0], weight * value[1], weight * value[2], weight * value[3]));
-  } else {
-#pragma unroll
-    for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
   }
 }
 
@@ -154,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
                     Strides out, I total, Problem p) {
   const I step = static_cast<I>(gridDim.x) * kThreads;
   for (I index = static_cast<I>(blockIdx.x) * kThreads + threadIdx.x; index < total; index += step) {
-    const Place at = place_of<I, kLast, kVec>(index, p);
+    const Place at = place_of<I, kLast, kVec>(index, p.channels, p.pooled_h, p.pooled_w);
     const Box<A> box = read_box<A>(boxes, at.k, p);
     if (!box.inside) continue;
     A share[kVec];
@@ -162,52 +78,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int v = 0; v < kVec; ++v) share[v] = static_cast<A>(from[v * in.c]) * box.scale;
     A* map = output + box.image * out.n + at.c * out.c;
-    const SampleRange ys = sample_range(box.y, at.ph, p.height), xs = sample_range(box.x, at.pw, p.width);
-    for (int64_t iy = ys.first; iy < ys.last; ++iy) {
-      Taps<A> ty;
-      if (!taps_at(box.y.sample(at.ph, iy), p.height, ty)) continue;
-      A* low = map + ty.low * out.h;
-      A* high = map + ty.high * out.h;
-      for (int64_t ix = xs.first; ix < xs.last; ++ix) {
-        Taps<A> tx;
-        if (!taps_at(box.x.sample(at.pw, ix), p.width, tx)) continue;
-        atomic_add<A, kVec>(low + tx.low * out.w, share, ty.w_low * tx.w_low);
-        if (tx.w_high != A(0)) atomic_add<A, kVec>(low + tx.high * out.w, share, ty.w_low * tx.w_high);
-        if (ty.w_high == A(0)) continue;
-        atomic_add<A, kVec>(high + tx.low * out.w, share, ty.w_high * tx.w_low);
-        if (tx.w_high != A(0)) atomic_add<A, kVec>(high + tx.high * out.w, share, ty.w_high * tx.w_high);
-      }
-    }
+    spread_bin<A, kVec>(map, out, box.y, box.x, at.ph, at.pw, p.height, p.width, share);
   }
 }
 
 // ---- deterministic backward ----
-
-constexpr int kTile = 16;     // a block owns 16 x 16 pixels ...
-constexpr int kChannels = 8;  // ... of 8 channels
-
-// The weight of a pixel in bin `b` along one axis.
-template <typename A>
-__device__ __forceinline__ A weight_of(const Axis<A>& axis, int64_t b, int64_t pixel, int64_t size) {
-  const SampleRange range = sample_range(axis, b, size);
-  A weight = A(0);
-  for (int64_t i = range.first; i < range.last; ++i) {
-    Taps<A> taps;
-    if (!taps_at(axis.sample(b, i), size, taps)) continue;
-    if (taps.low == pixel) weight += taps.w_low;
-    if (taps.high == pixel && taps.high != taps.low) weight += taps.w_high;
-  }
-  return weight;
-}
-
-// Whether the box can reach the pixels [first, first + kTile) along an axis.
-template <typename A>
-__device__ __forceinline__ bool reaches(const Axis<A>& axis, int64_t pooled, int64_t first) {
-  const A end = axis.start + static_cast<A>(pooled) * axis.bin;
-  const A low = axis.start < end ? axis.start : end, high = axis.start < end ? end : axis.start;
-  // Samples as far as a pixel outside the map count for its border, hence the wider margin.
-  return high >= static_cast<A>(first) - A(2) && low <= static_cast<A>(first + kTile) + A(2);
-}
 
 template <typename T, typename A, typename B>
 __global__ void __launch_bounds__(kTile* kTile)
@@ -248,39 +123,6 @@ __global__ void __launch_bounds__(kTile* kTile)
 }
 
 // ---- launches ----
-
-Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-
-// Whether kVec channels can be moved at once: they lie side by side, and every address is aligned to their size.
-bool can_vectorise(const Tensor& t, int64_t vec, size_t element_size) {
-  const bool strides = t.stride(1) == 1 && t.stride(0) % vec == 0 && t.stride(2) % vec == 0 && t.stride(3) % vec == 0;
-  return strides && t.size(1) % vec == 0 && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % (vec * element_size) == 0;
-}
-
-unsigned grid_for(int64_t total) {
-  return static_cast<unsigned>(std::min<int64_t>((total + kThreads - 1) / kThreads, int64_t(1) << 22));
-}
-
-// Calls `body(I{})` with 32-bit indices where every number up to total + one grid of threads fits, else 64-bit ones.
-template <typename Body>
-void with_index(int64_t total, const Body& body) {
-  const int64_t margin = static_cast<int64_t>(grid_for(total)) * kThreads;
-  if (total + margin < std::numeric_limits<uint32_t>::max()) {
-    body(uint32_t{});
-  } else {
-    body(uint64_t{});
-  }
-}
-
-// Calls `body(B{})` with the boxes' type.
-template <typename Body>
-void with_box_type(const Tensor& boxes, const Body& body) {
-  if (boxes.scalar_type() == ScalarType::Double) {
-    body(double{});
-  } else {
-    body(float{});
-  }
-}
 
 Tensor forward_cuda(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                     int64_t pooled_width, int64_t sampling_ratio, bool aligned) {

@@ -11,6 +11,7 @@
 namespace d2proj {
 namespace roi_align {
 
+// How boxes are pooled from one map (one level of a pyramid).
 struct Options {
   int64_t pooled_h, pooled_w;
   int64_t height, width;  // of the map
@@ -25,7 +26,12 @@ struct Tap {
   A weight;
 };
 
-// The taps of one box; bin b's are [begin[b], begin[b + 1]). The mean's divisor is part of the y weights.
+// A box on a level of a pyramid.
+struct View {
+  int64_t box, level;
+};
+
+// The taps of one view; bin b's are [begin[b], begin[b + 1]). The mean's divisor is part of the y weights.
 template <typename A>
 struct BoxTaps {
   const Tap<A>* taps;
@@ -36,21 +42,24 @@ struct BoxTaps {
 template <typename A>
 class Plan {
  public:
-  Plan(const A* boxes, int64_t count, const Options& options) : options_(options), count_(count) {
+  // `boxes` has 5 columns; `levels` are those that views name.
+  Plan(const A* boxes, const std::vector<View>& views, const std::vector<Options>& levels)
+      : pooled_h_(levels[0].pooled_h), pooled_w_(levels[0].pooled_w) {
+    const int64_t count = views.size();
     chunks_.resize((count + kChunk - 1) / kChunk);
     // Chunks are independent, so the result does not depend on how many threads make them.
     torch::stable::parallel_for(0, static_cast<int64_t>(chunks_.size()), 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) fill(chunks_[i], boxes, i * kChunk, std::min(count, (i + 1) * kChunk));
+      for (int64_t i = begin; i < end; ++i) {
+        fill(chunks_[i], boxes, views.data() + i * kChunk, std::min(count - i * kChunk, kChunk), levels);
+      }
     });
   }
 
   BoxTaps<A> box(int64_t k) const {
     const Chunk& chunk = chunks_[k / kChunk];
     const int64_t* begins = chunk.begins.data() + (k % kChunk) * begins_per_box();
-    return {chunk.taps.data(), begins, begins + options_.pooled_h + 1};
+    return {chunk.taps.data(), begins, begins + pooled_h_ + 1};
   }
-
-  int64_t size() const { return count_; }
 
  private:
   static constexpr int64_t kChunk = 64;
@@ -59,18 +68,18 @@ class Plan {
     std::vector<int64_t> begins;
   };
 
-  int64_t begins_per_box() const { return options_.pooled_h + options_.pooled_w + 2; }
+  int64_t begins_per_box() const { return pooled_h_ + pooled_w_ + 2; }
 
-  void fill(Chunk& chunk, const A* boxes, int64_t first, int64_t last) const {
-    const Options& o = options_;
-    const A scale = static_cast<A>(o.spatial_scale);
-    chunk.begins.reserve((last - first) * begins_per_box());
-    chunk.taps.reserve((last - first) * (o.pooled_h + o.pooled_w) * 4);
-    for (int64_t k = first; k < last; ++k) {
-      const A* box = boxes + k * 5;
+  void fill(Chunk& chunk, const A* boxes, const View* views, int64_t count, const std::vector<Options>& levels) const {
+    chunk.begins.reserve(count * begins_per_box());
+    chunk.taps.reserve(count * (pooled_h_ + pooled_w_) * 4);
+    for (int64_t i = 0; i < count; ++i) {
+      const A* box = boxes + views[i].box * 5;
+      const Options& o = levels[views[i].level];
+      const A scale = static_cast<A>(o.spatial_scale);
       Axis<A> x = make_axis<A>(box[1], box[3], scale, o.pooled_w, o.sampling_ratio, o.aligned);
       Axis<A> y = make_axis<A>(box[2], box[4], scale, o.pooled_h, o.sampling_ratio, o.aligned);
-      if (!(x.valid && y.valid)) x.grid = y.grid = A(0);
+      if (!(x.valid && y.valid) || o.height * o.width == 0) x.grid = y.grid = A(0);
       add_axis(chunk, y, o.pooled_h, o.height, A(1) / sample_count(y, x));
       add_axis(chunk, x, o.pooled_w, o.width, A(1));
     }
@@ -104,8 +113,7 @@ class Plan {
     taps.push_back({at, weight});
   }
 
-  Options options_;
-  int64_t count_;
+  int64_t pooled_h_, pooled_w_;
   std::vector<Chunk> chunks_;
 };
 
@@ -114,21 +122,12 @@ class Footprint {
  public:
   Footprint(int64_t height, int64_t width) : width_(width), first_(height, width), last_(height, 0) {}
 
-  // `Box` is BoxTaps, or has its members.
-  template <typename Box>
-  void add(const Box& box, const Options& o) {
-    int64_t first = width_, last = 0;
-    for (int64_t i = box.x_begin[0]; i < box.x_begin[o.pooled_w]; ++i) {
-      first = std::min<int64_t>(first, box.taps[i].at);
-      last = std::max<int64_t>(last, box.taps[i].at + 1);
-    }
-    for (int64_t i = box.y_begin[0]; first < last && i < box.y_begin[o.pooled_h]; ++i) {
-      const int64_t row = box.taps[i].at;
-      first_[row] = std::min(first_[row], first);
-      last_[row] = std::max(last_[row], last);
-    }
-    taps_ += (box.x_begin[o.pooled_w] - box.x_begin[0]) * (box.y_begin[o.pooled_h] - box.y_begin[0]);
+  // Pixels [first, last) of a row are read.
+  void add(int64_t row, int64_t first, int64_t last) {
+    first_[row] = std::min(first_[row], first);
+    last_[row] = std::max(last_[row], last);
   }
+  void count_taps(int64_t taps) { taps_ += taps; }
 
   // Lays the rows [begin, end) one after the other, widened to whole vectors of eight pixels where the map allows it.
   void lay_out(int64_t begin, int64_t end) {
@@ -156,6 +155,19 @@ class Footprint {
   std::vector<int64_t> first_, last_, offset_;
   int64_t pixels_ = 0, taps_ = 0;
 };
+
+template <typename A>
+void add_box(Footprint& foot, const BoxTaps<A>& box, const Options& o) {
+  int64_t first = o.width, last = 0;
+  for (int64_t i = box.x_begin[0]; i < box.x_begin[o.pooled_w]; ++i) {
+    first = std::min(first, box.taps[i].at);
+    last = std::max(last, box.taps[i].at + 1);
+  }
+  for (int64_t i = box.y_begin[0]; first < last && i < box.y_begin[o.pooled_h]; ++i) {
+    foot.add(box.taps[i].at, first, last);
+  }
+  foot.count_taps((box.x_begin[o.pooled_w] - box.x_begin[0]) * (box.y_begin[o.pooled_h] - box.y_begin[0]));
+}
 
 }  // namespace roi_align
 }  // namespace d2proj

@@ -9,12 +9,12 @@ from d2proj.ops.deform_roi_pool import (
     deform_ps_roi_pool,
     deform_roi_pool,
 )
+from d2proj.ops.multilevel_roi_align import MultiLevelRoIAlign, multilevel_roi_align
 from d2proj.ops.nms import batched_nms, nms, nms_padded
 from d2proj.ops.roi_align import RoIAlign, roi_align
+from d2proj.ops.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 
 __all__ = [
-    "RoIAlign",
-    "roi_align",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "DeformRoIPoolPack",
@@ -22,7 +22,13 @@ __all__ = [
     "ModulatedDeformRoIPoolPack",
     "deform_ps_roi_pool",
     "deform_roi_pool",
+    "MultiLevelRoIAlign",
+    "multilevel_roi_align",
     "batched_nms",
     "nms",
     "nms_padded",
+    "RoIAlign",
+    "roi_align",
+    "RoIAlignRotated",
+    "roi_align_rotated",
 ]

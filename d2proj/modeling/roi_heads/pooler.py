@@ -3,28 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from d2proj.ops import roi_align
-
-
-def assign_levels(
-    boxes: Tensor,
-    *,
-    min_level: int,
-    max_level: int,
-    canonical_size: float = 224.0,
-    canonical_level: int = 4,
-) -> Tensor:
-    """``floor(k0 + log2(sqrt(w h) / 224))``, clamped, counted from ``min_level``.
-
-    (N, 4) boxes give (N,) int64 levels. Boxes whose area is not a number go to the finest level.
-    """
-    x1, y1, x2, y2 = boxes.unbind(1)
-    size = ((x2 - x1) * (y2 - y1)).sqrt()
-    level = torch.floor(canonical_level + torch.log2(size / canonical_size + 1e-8))
-    return level.nan_to_num(nan=min_level).clamp(min_level, max_level).long() - min_level
+from d2proj.ops import multilevel_roi_align
 
 
 class RoIPooler(nn.Module):
@@ -59,7 +40,6 @@ class RoIPooler(nn.Module):
         self.aligned = aligned
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
-        self.min_level = int(levels[0])
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pool.
@@ -71,37 +51,13 @@ class RoIPooler(nn.Module):
         Returns:
             (sum of K_i, C, output_size, output_size), image by image.
         """
-        pooled, inverse = self.by_level(features, boxes)
-        return pooled[inverse]
-
-    def by_level(
-        self, features: Sequence[Tensor], boxes: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, but in the order of levels, with the index that undoes it.
-
-        Whoever treats boxes one by one puts the order right later, on vectors: pooled maps are
-            large.
-        """
-        rois = torch.cat(
-            [torch.cat((b.new_full((len(b), 1), i), b), dim=1) for i, b in enumerate(boxes)]
-        )
-        levels = assign_levels(
-            rois[:, 1:],
-            min_level=self.min_level,
-            max_level=self.min_level + len(self.scales) - 1,
+        return multilevel_roi_align(
+            features,
+            boxes,
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            self.aligned,
             canonical_size=self.canonical_size,
             canonical_level=self.canonical_level,
         )
-        members = [torch.nonzero(levels == i).squeeze(1) for i in range(len(self.scales))]
-        pooled = [
-            self._pool(feature, rois[member], scale)
-            for feature, member, scale in zip(features, members, self.scales, strict=True)
-        ]
-        order = torch.cat(members)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)
-        return torch.cat(pooled), inverse
-
-    def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        size = self.output_size
-        return roi_align(feature, rois, size, scale, self.sampling_ratio, self.aligned)

@@ -85,8 +85,7 @@ class RoIHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One stage: logits and deltas of all proposals, image by image."""
         boxes = [p.proposal_boxes.tensor for p in proposals]
-        pooled, inverse = self.box_pooler.by_level(maps, boxes)
-        return predictor(head(pooled)[inverse])
+        return predictor(head(self.box_pooler(maps, boxes)))
 
     @torch.no_grad()
     def label_and_sample(
