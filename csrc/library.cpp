@@ -22,4 +22,17 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   m.def("_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor keep, Tensor count)");
+
+  // box_iou_rotated, nms_rotated
+  m.def("box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
+  m.def("batched_nms_rotated(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+
+  // box_fusion
+  m.def(
+      "weighted_boxes_fusion(Tensor boxes, Tensor scores, Tensor labels, Tensor models, Tensor weights, float iou_thr, "
+      "float skip_box_thr, int conf_type, bool allows_overflow) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "non_maximum_weighted(Tensor boxes, Tensor scores, Tensor labels, Tensor models, Tensor weights, float iou_thr, "
+      "float skip_box_thr) -> (Tensor, Tensor, Tensor)");
 }
