@@ -68,9 +68,10 @@ void all_pairs(const Tensor& rows1, const Tensor& rows2, Tensor& result) {
   for (int64_t j = 0; j < columns; ++j) boxes2.set(j, rotated::prepare(second + 5 * j));
   T* const out = static_cast<T*>(result.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kPairsPerTask / columns);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
     simd::dispatch<Pairwise<T>>(first, boxes2, columns, out, begin, end);
-  });
+  };
+  rows <= grain ? work(0, rows) : torch::stable::parallel_for(0, rows, grain, work);
 }
 
 Tensor box_iou_rotated_cpu(const Tensor& boxes1, const Tensor& boxes2) {

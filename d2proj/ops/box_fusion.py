@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2proj.ops import _ext
 from d2proj.ops._common import refuse_vmap, register_autocast
+from d2proj.ops.nms import _check_column
 
 #: A torch tensor, a numpy array or nested lists of numbers.
 ArrayLike = Any
@@ -143,20 +144,23 @@ def _join(
                     f"got {len(column)}"
                 )
     # Written on the device: nothing is copied to it, which would wait.
-    models = torch.cat([label.new_full((len(label),), i) for i, label in enumerate(labels)])
+    numbered = [label.new_full((len(label),), i) for i, label in enumerate(labels)]
+    models = numbered[0] if count == 1 else torch.cat(numbered)
     numbers = [1.0] * count if weights is None else [float(weight) for weight in weights]
     if models.is_cuda:
-        kind = {"dtype": torch.float64, "device": models.device}
-        each = torch.cat([torch.full((1,), number, **kind) for number in numbers])
+        one = torch.ones(1, dtype=torch.float64, device=models.device)
+        each = torch.cat([one * number for number in numbers])
     else:
         each = torch.tensor(numbers, dtype=torch.float64)
+    if count == 1:
+        return boxes[0], scores[0], labels[0], models, each
     return torch.cat(boxes), torch.cat(scores), torch.cat(labels), models, each
 
 
 def _floating(values: ArrayLike) -> Tensor:
     """Numbers as a floating tensor without a gradient; Python's own are float64."""
     if isinstance(values, Tensor):
-        return values.detach()
+        return values.detach() if values.requires_grad else values
     tensor = torch.as_tensor(values, dtype=None if hasattr(values, "dtype") else torch.float64)
     return tensor if tensor.is_floating_point() else tensor.double()
 
@@ -169,12 +173,13 @@ def _boxes(values: ArrayLike) -> Tensor:
 
 def _warn_of_clipping(op: str, boxes: Tensor) -> None:
     """On the CPU only: elsewhere looking at the values would wait for the device."""
-    if boxes.is_cpu and boxes.numel() > 0 and not torch.compiler.is_compiling():
-        if boxes.min().item() < 0 or boxes.max().item() > 1:
-            warnings.warn(
-                f"{op}: boxes reach beyond [0, 1] and were clipped; divide them by the image size",
-                stacklevel=3,
-            )
+    if not boxes.is_cpu or boxes.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if boxes.min().item() < 0 or boxes.max().item() > 1:
+        warnings.warn(
+            f"{op}: boxes reach beyond [0, 1] and were clipped; divide them by the image size",
+            stacklevel=3,
+        )
 
 
 def _check(op: str, boxes: Tensor, columns: dict[str, Tensor], weights: Tensor) -> None:
@@ -183,12 +188,7 @@ def _check(op: str, boxes: Tensor, columns: dict[str, Tensor], weights: Tensor) 
         lambda: f"{op}: boxes must have shape (N, 4), got {tuple(boxes.shape)}",
     )
     for name, column in columns.items():
-        torch._check(
-            column.dim() == 1 and column.shape[0] == boxes.shape[0],
-            lambda name=name, column=column: (
-                f"{op}: {name} must have shape (N,) as boxes has, got {tuple(column.shape)}"
-            ),
-        )
+        _check_column(op, name, column, boxes)
     torch._check(weights.dim() == 1, lambda: f"{op}: weights must have shape (T,)")
 
 

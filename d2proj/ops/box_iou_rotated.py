@@ -30,17 +30,21 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         RuntimeError: An argument has the wrong shape, dtype or device.
     """
     _ext.require()
-    return torch.ops.d2proj.box_iou_rotated(boxes1.detach(), boxes2.detach())
+    if boxes1.requires_grad or boxes2.requires_grad:
+        boxes1, boxes2 = boxes1.detach(), boxes2.detach()
+    return torch.ops.d2proj.box_iou_rotated(boxes1, boxes2)
+
+
+def _check(name: str, boxes: Tensor) -> None:
+    torch._check(
+        boxes.dim() == 2 and boxes.shape[1] == 5,
+        lambda: f"box_iou_rotated: {name} must have shape (N, 5), got {tuple(boxes.shape)}",
+    )
 
 
 def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
-        torch._check(
-            boxes.dim() == 2 and boxes.shape[1] == 5,
-            lambda name=name, boxes=boxes: (
-                f"box_iou_rotated: {name} must have shape (N, 5), got {tuple(boxes.shape)}"
-            ),
-        )
+    _check("boxes1", boxes1)
+    _check("boxes2", boxes2)
     wide = torch.float64 in (boxes1.dtype, boxes2.dtype)
     dtype = torch.float64 if wide else torch.float32
     return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]), dtype=dtype)

@@ -313,7 +313,7 @@ def test_errors() -> None:
         for function in (weighted_boxes_fusion, non_maximum_weighted):
             with pytest.raises(error, match=f"^{function.__name__}: {message}"):
                 function(**arguments)
-    with pytest.raises(ValueError, match="^weighted_boxes_fusion: conf_type must be one of"):
+    with pytest.raises(ValueError, match=r"^weighted_boxes_fusion: conf_type must be one of"):
         weighted_boxes_fusion(boxes, scores, labels, conf_type="mean")
 
 

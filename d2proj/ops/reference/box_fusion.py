@@ -71,7 +71,8 @@ def _clusters(
 
 
 def _sorted(fused: list[tuple[Tensor, float, int]], dtype: torch.dtype) -> Fused:
-    fused = sorted(reversed(fused), key=lambda each: -each[1])
+    fused = fused[::-1]  # of equal scores the last comes first
+    fused.sort(key=lambda each: -each[1])
     boxes = torch.stack([f[0] for f in fused]) if fused else torch.empty(0, 4)
     scores = torch.tensor([f[1] for f in fused], dtype=torch.float64)
     return boxes.to(dtype), scores.to(dtype), torch.tensor([f[2] for f in fused]).long()
