@@ -99,12 +99,16 @@ def non_maximum_weighted(
         int64.
 
     Raises:
-        ValueError: The lists do not fit together.
+        ValueError: The lists do not fit together, or no weight is above 0.
         RuntimeError: A tensor has the wrong shape, dtype or device.
     """
     _ext.require()
     if weights is not None and len(weights) > 0:
         largest = max(float(weight) for weight in weights)
+        if not largest > 0:
+            raise ValueError(
+                f"non_maximum_weighted: weights must have one above 0, got {list(weights)}"
+            )
         weights = [float(weight) / largest for weight in weights]
     inputs = _join("non_maximum_weighted", boxes_list, scores_list, labels_list, weights)
     fused = torch.ops.d2proj.non_maximum_weighted(*inputs, iou_thr, skip_box_thr)

@@ -313,6 +313,8 @@ def test_errors() -> None:
         for function in (weighted_boxes_fusion, non_maximum_weighted):
             with pytest.raises(error, match=f"^{function.__name__}: {message}"):
                 function(**arguments)
+    with pytest.raises(ValueError, match=r"^non_maximum_weighted: weights must have one above 0"):
+        non_maximum_weighted(boxes, scores, labels, [0.0, 0.0])
     with pytest.raises(ValueError, match=r"^weighted_boxes_fusion: conf_type must be one of"):
         weighted_boxes_fusion(boxes, scores, labels, conf_type="mean")
 
