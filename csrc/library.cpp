@@ -60,4 +60,16 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
       "SymInt pooled_height, SymInt pooled_width, SymInt group_height, SymInt group_width, SymInt part_height, "
       "SymInt part_width, int sample_per_part, float gamma, bool channels_last, bool deterministic) "
       "-> (Tensor grad_input, Tensor grad_offset)");
+  // box_iou_rotated, nms_rotated
+  m.def("box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
+  m.def("batched_nms_rotated(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+
+  // box_fusion
+  m.def(
+      "weighted_boxes_fusion(Tensor boxes, Tensor scores, Tensor labels, Tensor models, Tensor weights, float iou_thr, "
+      "float skip_box_thr, int conf_type, bool allows_overflow) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "non_maximum_weighted(Tensor boxes, Tensor scores, Tensor labels, Tensor models, Tensor weights, float iou_thr, "
+      "float skip_box_thr) -> (Tensor, Tensor, Tensor)");
 }

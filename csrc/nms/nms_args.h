@@ -12,9 +12,11 @@ namespace nms {
 // Ranks are held in 32 bits.
 constexpr int64_t kMostBoxes = std::numeric_limits<int32_t>::max();
 
+// `columns` of a row of boxes.
 inline void check_arguments(const char* op, const Tensor& boxes, const Tensor& scores,
-                            const std::optional<Tensor>& idxs) {
-  check(boxes.dim() == 2 && boxes.size(1) == 4, op, "boxes must have shape (N, 4), got ", shape_of(boxes));
+                            const std::optional<Tensor>& idxs, int64_t columns = 4) {
+  check(boxes.dim() == 2 && boxes.size(1) == columns, op, "boxes must have shape (N, ", columns, "), got ",
+        shape_of(boxes));
   check_floating(op, "boxes", boxes);
   const int64_t count = boxes.size(0);
   check(count <= kMostBoxes, op, "boxes must be fewer than 2^31, got ", count);

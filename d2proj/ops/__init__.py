@@ -1,5 +1,7 @@
 """The compiled ops (CPU and CUDA), one file each; ``reference`` has the same in plain torch."""
 
+from d2proj.ops.box_fusion import non_maximum_weighted, weighted_boxes_fusion
+from d2proj.ops.box_iou_rotated import box_iou_rotated
 from d2proj.ops.deform_roi_pool import (
     DeformPSRoIPool,
     DeformRoIPool,
@@ -11,10 +13,14 @@ from d2proj.ops.deform_roi_pool import (
 )
 from d2proj.ops.multilevel_roi_align import MultiLevelRoIAlign, multilevel_roi_align
 from d2proj.ops.nms import batched_nms, nms, nms_padded
+from d2proj.ops.nms_rotated import batched_nms_rotated, nms_rotated
 from d2proj.ops.roi_align import RoIAlign, roi_align
 from d2proj.ops.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 
 __all__ = [
+    "non_maximum_weighted",
+    "weighted_boxes_fusion",
+    "box_iou_rotated",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "DeformRoIPoolPack",
@@ -27,6 +33,8 @@ __all__ = [
     "batched_nms",
     "nms",
     "nms_padded",
+    "batched_nms_rotated",
+    "nms_rotated",
     "RoIAlign",
     "roi_align",
     "RoIAlignRotated",
