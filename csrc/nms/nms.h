@@ -52,11 +52,23 @@ inline T round_down(double threshold) {
   return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, static_cast<T>(-INFINITY)) : nearest;
 }
 
-// Whether `a`, kept, removes `b`.
+// Whether `a`, kept, removes `b`: what the greedy engines of both devices are templates of. Another criterion has
+// the same members, with its own type of box on CUDA.
 template <typename T>
-D2_HD bool suppresses(const Box<T>& a, T area_a, const Box<T>& b, T area_b, T threshold) {
-  return box_iou(a, area_a, b, area_b) > threshold;
-}
+struct IouCriterion {
+  using Scalar = T;
+  using Box = d2proj::Box<T>;
+
+  T threshold;
+
+  explicit IouCriterion(double threshold) : threshold(round_down<T>(threshold)) {}
+
+  D2_HD static T area(const Box& box) { return box_area(box); }
+
+  D2_HD bool operator()(const Box& a, T area_a, const Box& b, T area_b) const {
+    return box_iou(a, area_a, b, area_b) > threshold;
+  }
+};
 
 }  // namespace nms
 }  // namespace d2proj

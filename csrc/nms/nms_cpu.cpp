@@ -33,7 +33,8 @@ Kept select(const char* op, const Tensor& boxes, const Tensor& scores, const std
     using T = decltype(tag);
     const Box<T>* const data = static_cast<const Box<T>*>(dense.const_data_ptr());
     const auto box_of = [&](uint32_t rank) { return data[kept.order[rank]]; };
-    nms::run_segments<T>(classes.ranks, classes.segments, threshold, box_of, kept.flags.data(), nms::Parallel{});
+    nms::run_segments<T>(classes.ranks, classes.segments, nms::IouCriterion<T>(threshold), box_of, kept.flags.data(),
+                         nms::Parallel{});
   };
   dense.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
   kept.count = std::accumulate(kept.flags.begin(), kept.flags.end(), int64_t(0));

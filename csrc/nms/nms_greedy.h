@@ -65,11 +65,13 @@ struct Segment {
   int64_t begin, end;
 };
 
-// One thread's greedy pass over segments; its buffers are reused from one to the next.
-template <typename T>
+// One thread's greedy pass over segments; its buffers are reused from one to the next. A criterion other than
+// IouCriterion must imply that the IoU is above its threshold (see Grid).
+template <typename T, typename Criterion>
 class Greedy {
  public:
-  explicit Greedy(double threshold) : threshold_(threshold), grid_(threshold_) {}
+  explicit Greedy(const Criterion& criterion)
+      : threshold_(criterion.threshold), criterion_(criterion), grid_(threshold_, criterion) {}
 
   // Sets keep[rank] for each rank of the segment. `box_of(rank)` gives the box.
   template <typename BoxOf>
@@ -112,9 +114,8 @@ class Greedy {
     for (int64_t i = 0; i < count; ++i) {
       const Box<T> box = box_of(ranks[i]);
       const T area = box_area(box);
-      keep[ranks[i]] = std::none_of(boxes_.begin(), boxes_.end(), [&](const Box<T>& kept) {
-        return suppresses(kept, box_area(kept), box, area, threshold_.exact);
-      });
+      keep[ranks[i]] = std::none_of(boxes_.begin(), boxes_.end(),
+                                    [&](const Box<T>& kept) { return criterion_(kept, box_area(kept), box, area); });
       if (keep[ranks[i]]) {
         boxes_.push_back(box);
       }
@@ -122,30 +123,39 @@ class Greedy {
   }
 
   Threshold<T> threshold_;
-  Grid<T> grid_;
+  Criterion criterion_;
+  Grid<T, Criterion> grid_;
   std::vector<Box<T>> boxes_;
   std::vector<T> areas_;
   std::vector<uint32_t> ranks_;
 };
 
-// Runs the segments, shared among the threads; `parallel(tasks, task)` runs task(0), task(1), ...
-template <typename T, typename BoxOf, typename Parallel>
-void run_segments(const std::vector<uint32_t>& ranks, const std::vector<Segment>& segments, double threshold,
-                  const BoxOf& box_of, uint8_t* keep, const Parallel& parallel) {
+// Runs work(state, segment) for each segment, shared among the threads; every thread makes its own state.
+// `parallel(tasks, task)` runs task(0), task(1), ...
+template <typename MakeState, typename Work, typename Parallel>
+void share_segments(const std::vector<Segment>& segments, int64_t boxes, const MakeState& make_state, const Work& work,
+                    const Parallel& parallel) {
   constexpr int64_t kWorthAThread = 8192;  // boxes
   std::atomic<int64_t> next{0};
   const int64_t count = segments.size();
-  const int64_t useful = std::min<int64_t>(count, ranks.size() / kWorthAThread);
-  const auto work = [&](int64_t) {
-    Greedy<T> greedy(threshold);
-    for (int64_t s = next++; s < count; s = next++) {
-      const Segment& segment = segments[s];
-      greedy.run(ranks.data() + segment.begin, segment.end - segment.begin, box_of, keep);
-    }
+  const auto task = [&](int64_t) {
+    auto state = make_state();
+    for (int64_t s = next++; s < count; s = next++) work(state, segments[s]);
   };
-  const int64_t workers = std::min(parallel.threads(), useful);
-  workers > 1 ? parallel(workers, work) : work(0);
+  const int64_t workers = std::min({parallel.threads(), count, boxes / kWorthAThread});
+  workers > 1 ? parallel(workers, task) : task(0);
 }
 
+// The greedy pass over all segments: sets keep[rank].
+template <typename T, typename Criterion, typename BoxOf, typename Parallel>
+void run_segments(const std::vector<uint32_t>& ranks, const std::vector<Segment>& segments, const Criterion& criterion,
+                  const BoxOf& box_of, uint8_t* keep, const Parallel& parallel) {
+  share_segments(
+      segments, ranks.size(), [&] { return Greedy<T, Criterion>(criterion); },
+      [&](Greedy<T, Criterion>& greedy, const Segment& segment) {
+        greedy.run(ranks.data() + segment.begin, segment.end - segment.begin, box_of, keep);
+      },
+      parallel);
+}
 }  // namespace nms
 }  // namespace d2proj

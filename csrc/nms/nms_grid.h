@@ -28,7 +28,7 @@ struct Threshold {
   T reach;  // a box reaches centres up to reach * (length + longest) away
   T ratio;  // lengths of overlapping boxes differ by at most this factor
 
-  explicit Threshold(double threshold) : exact(round_down<T>(threshold)) {
+  explicit Threshold(T threshold) : exact(threshold) {
     // The slack covers the rounding of areas, union and quotient, a few units in the last place.
     const T slack = T(1e-5);
     loose = exact > slack ? exact * (T(1) - slack) : T(0);
@@ -41,58 +41,52 @@ struct Threshold {
   bool prunable() const { return exact >= T(0); }
 };
 
+// A uniform grid over the boxes' centres: in which cell a box is at home, and which cells hold all it may reach.
 template <typename T>
-class Grid {
+class Cells {
  public:
-  explicit Grid(const Threshold<T>& threshold) : threshold_(threshold), scan_(scan_function<T>()) {}
+  explicit Cells(const Threshold<T>& threshold) : threshold_(threshold) {}
 
-  // Lays the grid out for `count` boxes, all of them able to suppress (see `inert`).
-  void reset(const Box<T>* boxes, const T* areas, int64_t count) {
+  // Chooses the cells for `count` boxes, all of them able to suppress (see `inert`): about `per_reach` of them along
+  // the reach of a box of average size, and no more than one for each kBoxesPerCell boxes.
+  void lay_out(const Box<T>* boxes, const T* areas, int64_t count, double per_reach) {
     // IoUs of denormal areas are off by more than the slack: neither the product nor the grid may prune them.
     const bool exact_areas = std::none_of(areas, areas + count, [](T area) { return area < kSmallestArea; });
     loose_ = exact_areas ? threshold_.loose : T(0);
     columns_ = rows_ = 1;
-    if (exact_areas && count >= kSmallestGrid) measure(boxes, count);
-    const int64_t cells = int64_t(columns_) * rows_;
-    begin_.assign(cells + 1, 0);
-    if (cells > 1) {
-      for (int64_t i = 0; i < count; ++i) {
-        ++begin_[home(boxes[i]) + 1];
-      }
-      for (int64_t c = 0; c < cells; ++c) {
-        begin_[c + 1] += begin_[c];
-      }
-    }
-    end_.assign(begin_.begin(), begin_.end() - 1);
-    // The scan reads whole vectors: beyond a cell's end lie empty boxes or kept boxes of the next cell,
-    // and either is harmless.
-    stride_ = count + kOverread;
-    store_.assign(5 * stride_, T(0));
+    if (exact_areas && count >= kSmallestGrid) measure(boxes, count, per_reach);
   }
 
-  // Whether a kept box suppresses `box`.
-  bool suppressed(const Box<T>& box, T area) const {
-    const KeptView<T> kept{store_.data(), stride_};
-    const Query<T> query{box, area, threshold_.exact, loose_};
-    if (columns_ == 1 && rows_ == 1) {
-      return scan_(query, kept, begin_.data(), end_.data(), Window{0, 0, 0, 0, 1, 0});
-    }
-    return scan_(query, kept, begin_.data(), end_.data(), window(box));
+  int32_t columns() const { return columns_; }
+  int32_t rows() const { return rows_; }
+  int64_t count() const { return int64_t(columns_) * rows_; }
+  // inter > loose() * union wherever the rounded IoU is above the threshold.
+  T loose() const { return loose_; }
+
+  int64_t home(const Box<T>& box) const {
+    if (count() == 1) return 0;
+    const T x = (box.x1 + box.x2) * T(0.5), y = (box.y1 + box.y2) * T(0.5);
+    return int64_t(cell_of(y - origin_y_, scale_y_, rows_)) * columns_ + cell_of(x - origin_x_, scale_x_, columns_);
   }
 
-  void keep(const Box<T>& box, T area) {
-    const int64_t slot = end_[columns_ == 1 && rows_ == 1 ? 0 : home(box)]++;
-    T* x1 = store_.data() + slot;
-    x1[0] = box.x1;
-    x1[stride_] = box.y1;
-    x1[2 * stride_] = box.x2;
-    x1[3 * stride_] = box.y2;
-    x1[4 * stride_] = area;
+  Window window(const Box<T>& box) const {
+    if (count() == 1) return Window{0, 0, 0, 0, 1, 0};
+    const T x = (box.x1 + box.x2) * T(0.5) - origin_x_;
+    const T y = (box.y1 + box.y2) * T(0.5) - origin_y_;
+    const T reach_x = reach(box.x2 - box.x1, longest_x_);
+    const T reach_y = reach(box.y2 - box.y1, longest_y_);
+    Window window;
+    window.left = cell_of(x - reach_x, scale_x_, columns_);
+    window.right = cell_of(x + reach_x, scale_x_, columns_);
+    window.top = cell_of(y - reach_y, scale_y_, rows_);
+    window.bottom = cell_of(y + reach_y, scale_y_, rows_);
+    window.columns = columns_;
+    window.home = int64_t(cell_of(y, scale_y_, rows_)) * columns_ + cell_of(x, scale_x_, columns_);
+    return window;
   }
 
  private:
-  // Chooses the cells: about as large as the reach of a box of average size.
-  void measure(const Box<T>* boxes, int64_t count) {
+  void measure(const Box<T>* boxes, int64_t count, double per_reach) {
     const T infinity = std::numeric_limits<T>::infinity();
     Box<T> extent{infinity, infinity, -infinity, -infinity};
     T total_width = 0, total_height = 0;
@@ -117,15 +111,15 @@ class Grid {
     origin_x_ = extent.x1;
     origin_y_ = extent.y1;
     const double budget = std::max(1.0, std::sqrt(double(count) / kBoxesPerCell));
-    columns_ = cells_along(extent.x2 - extent.x1, reach(total_width / T(count), longest_x_), budget);
-    rows_ = cells_along(extent.y2 - extent.y1, reach(total_height / T(count), longest_y_), budget);
+    columns_ = cells_along(extent.x2 - extent.x1, reach(total_width / T(count), longest_x_), per_reach, budget);
+    rows_ = cells_along(extent.y2 - extent.y1, reach(total_height / T(count), longest_y_), per_reach, budget);
     scale_x_ = T(columns_) / (extent.x2 - extent.x1);
     scale_y_ = T(rows_) / (extent.y2 - extent.y1);
   }
 
-  static int32_t cells_along(T range, T reach, double budget) {
+  static int32_t cells_along(T range, T reach, double per_reach, double budget) {
     if (range < kShortestRange) return 1;  // its inverse may overflow
-    const double cells = double(range) / (double(reach) * kCellsPerReach);
+    const double cells = double(range) / double(reach) * per_reach;
     return cells < budget ? std::max(int32_t(1), int32_t(cells)) : int32_t(budget);
   }
 
@@ -138,39 +132,68 @@ class Grid {
     return cell < T(0) ? 0 : cell < T(cells) ? static_cast<int32_t>(cell) : cells - 1;
   }
 
-  int64_t home(const Box<T>& box) const {
-    const T x = (box.x1 + box.x2) * T(0.5), y = (box.y1 + box.y2) * T(0.5);
-    return int64_t(cell_of(y - origin_y_, scale_y_, rows_)) * columns_ + cell_of(x - origin_x_, scale_x_, columns_);
-  }
-
-  Window window(const Box<T>& box) const {
-    const T x = (box.x1 + box.x2) * T(0.5) - origin_x_;
-    const T y = (box.y1 + box.y2) * T(0.5) - origin_y_;
-    const T reach_x = reach(box.x2 - box.x1, longest_x_);
-    const T reach_y = reach(box.y2 - box.y1, longest_y_);
-    Window window;
-    window.left = cell_of(x - reach_x, scale_x_, columns_);
-    window.right = cell_of(x + reach_x, scale_x_, columns_);
-    window.top = cell_of(y - reach_y, scale_y_, rows_);
-    window.bottom = cell_of(y + reach_y, scale_y_, rows_);
-    window.columns = columns_;
-    window.home = int64_t(cell_of(y, scale_y_, rows_)) * columns_ + cell_of(x, scale_x_, columns_);
-    return window;
-  }
-
   static constexpr T kLargest = sizeof(T) == sizeof(float) ? T(1e18) : T(1e150);
   static constexpr T kShortestRange = T(1) / kLargest;
   static constexpr T kSmallestArea = sizeof(T) == sizeof(float) ? T(1e-30) : T(1e-290);
   static constexpr int64_t kSmallestGrid = 128;
   static constexpr double kBoxesPerCell = 16.0;
-  static constexpr double kCellsPerReach = 1.0;
 
   Threshold<T> threshold_;
   T loose_ = 0;
-  Scan<T> scan_;
   int32_t columns_ = 1, rows_ = 1;
   T origin_x_ = 0, origin_y_ = 0, scale_x_ = 0, scale_y_ = 0, margin_ = 0;
   T longest_x_ = 0, longest_y_ = 0;
+};
+
+// Kept boxes by cell. Under a criterion other than IouCriterion, boxes found to have an IoU above the threshold are put
+// to the criterion one by one.
+template <typename T, typename Criterion>
+class Grid {
+ public:
+  Grid(const Threshold<T>& threshold, const Criterion& criterion)
+      : threshold_(threshold), criterion_(criterion), cells_(threshold), scan_(scan_function<T, Criterion>()) {}
+
+  // Lays the grid out for `count` boxes, all of them able to suppress (see `inert`).
+  void reset(const Box<T>* boxes, const T* areas, int64_t count) {
+    cells_.lay_out(boxes, areas, count, 1.0);
+    begin_.assign(cells_.count() + 1, 0);
+    if (cells_.count() > 1) {
+      for (int64_t i = 0; i < count; ++i) {
+        ++begin_[cells_.home(boxes[i]) + 1];
+      }
+      for (int64_t c = 0; c < cells_.count(); ++c) {
+        begin_[c + 1] += begin_[c];
+      }
+    }
+    end_.assign(begin_.begin(), begin_.end() - 1);
+    // The scan reads whole vectors: beyond a cell's end lie empty boxes or kept boxes of the next cell,
+    // and either is harmless.
+    stride_ = count + kOverread;
+    store_.assign(5 * stride_, T(0));
+  }
+
+  // Whether a kept box suppresses `box`.
+  bool suppressed(const Box<T>& box, T area) const {
+    const KeptView<T> kept{store_.data(), stride_};
+    const Query<T, Criterion> query{box, area, threshold_.exact, cells_.loose(), criterion_};
+    return scan_(query, kept, begin_.data(), end_.data(), cells_.window(box));
+  }
+
+  void keep(const Box<T>& box, T area) {
+    const int64_t slot = end_[cells_.home(box)]++;
+    T* x1 = store_.data() + slot;
+    x1[0] = box.x1;
+    x1[stride_] = box.y1;
+    x1[2 * stride_] = box.x2;
+    x1[3 * stride_] = box.y2;
+    x1[4 * stride_] = area;
+  }
+
+ private:
+  Threshold<T> threshold_;
+  Criterion criterion_;
+  Cells<T> cells_;
+  Scan<T, Criterion> scan_;
   int64_t stride_ = 0;
   // Per cell: its first slot, and one past the last slot filled.
   std::vector<uint32_t> begin_, end_;

@@ -19,21 +19,24 @@ constexpr int kGreedyThreads = 1024;
 constexpr int kSweepThreads = 256;
 using Word = unsigned long long;  // what 64-bit atomics take
 
+// Kernels take who suppresses whom as a `Criterion` (IouCriterion in nms.h is one): types `Scalar` and `Box`,
+// `static Scalar area(const Box&)`, and whether `a`, kept, removes `b`: `operator()(a, area_a, b, area_b)`.
+
 // Boxes by (class, score); `ids` is null when there is one class.
-template <typename T>
+template <typename Criterion>
 struct Sorted {
-  const Box<T>* boxes;
-  const T* areas;
+  const typename Criterion::Box* boxes;
+  const typename Criterion::Scalar* areas;
   const uint64_t* ids;
   uint8_t* removed;
   int64_t count;
 };
 
 // What the chunk at hand has kept.
-template <typename T>
+template <typename Criterion>
 struct ChunkKept {
-  Box<T>* boxes;  // kChunk
-  T* areas;
+  typename Criterion::Box* boxes;  // kChunk
+  typename Criterion::Scalar* areas;
   uint64_t* ids;
   int* count;
 };
@@ -47,7 +50,7 @@ __global__ void key_kernel(const S* scores, Key<T>* keys, uint32_t* index, int64
 }
 
 static __global__ void class_key_kernel(const int64_t* idxs, const uint32_t* order, uint64_t* keys, uint32_t* ranks,
-                                 int64_t count) {
+                                        int64_t count) {
   const int64_t rank = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (rank >= count) return;
   keys[rank] = ascending_key(idxs[order[rank]]);
@@ -55,23 +58,27 @@ static __global__ void class_key_kernel(const int64_t* idxs, const uint32_t* ord
 }
 
 // `ranks` is null when there is one class: position and rank are the same then.
-template <typename T>
-__global__ void gather_kernel(const Box<T>* boxes, const uint32_t* order, const uint32_t* ranks, Box<T>* sorted,
-                              T* areas, uint8_t* removed, int64_t count) {
+template <typename Criterion>
+__global__ void gather_kernel(const typename Criterion::Box* boxes, const uint32_t* order, const uint32_t* ranks,
+                              typename Criterion::Box* sorted, typename Criterion::Scalar* areas, uint8_t* removed,
+                              int64_t count) {
   const int64_t p = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (p >= count) return;
-  const Box<T> box = boxes[order[ranks == nullptr ? p : ranks[p]]];
+  const typename Criterion::Box box = boxes[order[ranks == nullptr ? p : ranks[p]]];
   sorted[p] = box;
-  areas[p] = box_area(box);
+  areas[p] = Criterion::area(box);
   removed[p] = 0;
 }
 
 // mask[row][w], bit b: the chunk's box `row` suppresses its box 64 w + b. Only words w >= row / 64 are written.
 // Blocks of kWord threads, a (w, row / 64) grid.
-template <typename T>
-__global__ void __launch_bounds__(kWord) mask_kernel(Sorted<T> sorted, int64_t begin, T threshold, Word* mask) {
+template <typename Criterion>
+__global__ void __launch_bounds__(kWord)
+    mask_kernel(Sorted<Criterion> sorted, int64_t begin, Criterion suppresses, Word* mask) {
+  using Box = typename Criterion::Box;
+  using T = typename Criterion::Scalar;
   if (blockIdx.x < blockIdx.y) return;
-  __shared__ Box<T> column_boxes[kWord];
+  __shared__ Box column_boxes[kWord];
   __shared__ T column_areas[kWord];
   __shared__ uint64_t column_ids[kWord];
   const int64_t first_column = begin + int64_t(blockIdx.x) * kWord;
@@ -86,13 +93,13 @@ __global__ void __launch_bounds__(kWord) mask_kernel(Sorted<T> sorted, int64_t b
   if (row >= sorted.count) return;
   Word bits = 0;
   if (!sorted.removed[row]) {
-    const Box<T> box = sorted.boxes[row];
+    const Box box = sorted.boxes[row];
     const T area = sorted.areas[row];
     const uint64_t id = sorted.ids == nullptr ? 0 : sorted.ids[row];
     const int64_t left = sorted.count - first_column;
     const int columns = left < kWord ? static_cast<int>(left) : kWord;
     for (int b = blockIdx.x == blockIdx.y ? threadIdx.x + 1 : 0; b < columns; ++b) {
-      if (column_ids[b] == id && suppresses(box, area, column_boxes[b], column_areas[b], threshold)) {
+      if (column_ids[b] == id && suppresses(box, area, column_boxes[b], column_areas[b])) {
         bits |= Word(1) << b;
       }
     }
@@ -101,10 +108,10 @@ __global__ void __launch_bounds__(kWord) mask_kernel(Sorted<T> sorted, int64_t b
 }
 
 // One block of kGreedyThreads: which boxes of the chunk stay. Sets their flags (by rank) and lists them.
-template <typename T>
+template <typename Criterion>
 __global__ void __launch_bounds__(kGreedyThreads)
-    greedy_kernel(Sorted<T> sorted, int64_t begin, const Word* mask, const uint32_t* ranks, uint8_t* flags,
-                  ChunkKept<T> kept) {
+    greedy_kernel(Sorted<Criterion> sorted, int64_t begin, const Word* mask, const uint32_t* ranks, uint8_t* flags,
+                  ChunkKept<Criterion> kept) {
   __shared__ Word dead[kWords];
   __shared__ Word stays[kWords];
   __shared__ Word diagonal[kWord];
@@ -166,10 +173,12 @@ __global__ void __launch_bounds__(kGreedyThreads)
 }
 
 // Removes boxes after the chunk, which ends at `end`, that a box kept in it suppresses. One thread a box.
-template <typename T>
+template <typename Criterion>
 __global__ void __launch_bounds__(kSweepThreads)
-    sweep_kernel(Sorted<T> sorted, int64_t end, T threshold, ChunkKept<T> kept) {
-  __shared__ Box<T> kept_boxes[kSweepThreads];
+    sweep_kernel(Sorted<Criterion> sorted, int64_t end, Criterion suppresses, ChunkKept<Criterion> kept) {
+  using Box = typename Criterion::Box;
+  using T = typename Criterion::Scalar;
+  __shared__ Box kept_boxes[kSweepThreads];
   __shared__ T kept_areas[kSweepThreads];
   __shared__ uint64_t kept_ids[kSweepThreads];
   const int64_t p = end + int64_t(blockIdx.x) * kSweepThreads + threadIdx.x;
@@ -177,7 +186,7 @@ __global__ void __launch_bounds__(kSweepThreads)
   // Classes are contiguous: a later box meets boxes of the chunk only if it is of the class that the chunk ends in.
   const uint64_t id = open && sorted.ids != nullptr ? sorted.ids[p] : 0;
   if (open && sorted.ids != nullptr && id != sorted.ids[end - 1]) open = false;
-  const Box<T> box = open ? sorted.boxes[p] : Box<T>{};
+  const Box box = open ? sorted.boxes[p] : Box{};
   const T area = open ? sorted.areas[p] : T(0);
   const int count = *kept.count;
   for (int first = 0; first < count; first += kSweepThreads) {
@@ -191,7 +200,7 @@ __global__ void __launch_bounds__(kSweepThreads)
     __syncthreads();
     const int tile = count - first < kSweepThreads ? count - first : kSweepThreads;
     for (int k = 0; open && k < tile; ++k) {
-      if (kept_ids[k] == id && suppresses(kept_boxes[k], kept_areas[k], box, area, threshold)) {
+      if (kept_ids[k] == id && suppresses(kept_boxes[k], kept_areas[k], box, area)) {
         sorted.removed[p] = 1;
         open = false;
       }

@@ -1,9 +1,10 @@
 // Included by nms_simd.h once for each instruction set, inside a namespace of its own, with
 // D2PROJ_TARGET holding the function attribute that selects it. `Lanes` wraps one vector type.
 
-template <typename Lanes, typename T>
-D2PROJ_TARGET inline __attribute__((always_inline)) bool scan_slots(const Query<T>& query, const KeptView<T>& kept,
-                                                                    int64_t slot, int64_t end) {
+template <typename Lanes, typename T, typename Criterion>
+D2PROJ_TARGET inline __attribute__((always_inline)) bool scan_slots(const Query<T, Criterion>& query,
+                                                                    const KeptView<T>& kept, int64_t slot,
+                                                                    int64_t end) {
   using Vector = typename Lanes::Vector;
   const Vector zero = Lanes::broadcast(T(0));
   const Vector exact = Lanes::broadcast(query.exact), loose = Lanes::broadcast(query.loose);
@@ -20,16 +21,17 @@ D2PROJ_TARGET inline __attribute__((always_inline)) bool scan_slots(const Query<
     D2PROJ_ROUND_NOW(inter);
     const Vector both = (Lanes::load(first + 4 * kept.stride) + query_area) - inter;
     // A product decides nearly always; only where it cannot is the quotient worth its price.
-    if (Lanes::any_greater(inter, loose * both) && Lanes::any_greater(inter / both, exact)) {
+    if (Lanes::any_greater(inter, loose * both) && Lanes::any_greater(inter / both, exact) &&
+        query.confirms(kept, slot, Lanes::count)) {
       return true;
     }
   }
   return false;
 }
 
-template <typename Lanes, typename T>
-D2PROJ_TARGET bool scan(const Query<T>& query, const KeptView<T>& kept, const uint32_t* from, const uint32_t* to,
-                        const Window& window) {
+template <typename Lanes, typename T, typename Criterion>
+D2PROJ_TARGET bool scan(const Query<T, Criterion>& query, const KeptView<T>& kept, const uint32_t* from,
+                        const uint32_t* to, const Window& window) {
   // Most boxes that fall do so to a box centred in their own cell.
   if (scan_slots<Lanes>(query, kept, from[window.home], to[window.home])) {
     return true;

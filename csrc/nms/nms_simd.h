@@ -31,10 +31,21 @@ struct KeptView {
   int64_t stride;  // slots of each
 };
 
-template <typename T>
+template <typename T, typename Criterion>
 struct Query {
   Box<T> box;
   T area, exact, loose;
+  Criterion criterion;
+
+  // Of `lanes` kept boxes one at least has an IoU above `exact`: whether one of them suppresses.
+  bool confirms(const KeptView<T>& kept, int64_t slot, int64_t lanes) const {
+    if constexpr (std::is_same_v<Criterion, IouCriterion<T>>) return true;
+    for (const T* x1 = kept.data + slot; lanes > 0; ++x1, --lanes) {
+      const Box<T> other{x1[0], x1[kept.stride], x1[2 * kept.stride], x1[3 * kept.stride]};
+      if (criterion(other, x1[4 * kept.stride], box, area)) return true;
+    }
+    return false;
+  }
 };
 
 // Cells [left, right] x [top, bottom] of a grid of `columns`, and the cell to look into first.
@@ -43,8 +54,9 @@ struct Window {
   int64_t home;
 };
 
-template <typename T>
-using Scan = bool (*)(const Query<T>&, const KeptView<T>&, const uint32_t* from, const uint32_t* to, const Window&);
+template <typename T, typename Criterion>
+using Scan = bool (*)(const Query<T, Criterion>&, const KeptView<T>&, const uint32_t* from, const uint32_t* to,
+                      const Window&);
 
 // Keeps a product from being fused with the sum that follows it (see box_iou.h).
 #if defined(__x86_64__)
@@ -119,19 +131,19 @@ using Doubles = Lanes<double>;
 template <typename T, typename OfFloats, typename OfDoubles>
 using Choose = std::conditional_t<sizeof(T) == sizeof(float), OfFloats, OfDoubles>;
 
-template <typename T>
-inline Scan<T> scan_function() {
+template <typename T, typename Criterion>
+inline Scan<T, Criterion> scan_function() {
 #if defined(__x86_64__)
   switch (simd::level()) {
     case simd::Level::kAvx512:
-      return &avx512::scan<Choose<T, avx512::Floats, avx512::Doubles>, T>;
+      return &avx512::scan<Choose<T, avx512::Floats, avx512::Doubles>, T, Criterion>;
     case simd::Level::kAvx2:
-      return &avx2::scan<Choose<T, avx2::Floats, avx2::Doubles>, T>;
+      return &avx2::scan<Choose<T, avx2::Floats, avx2::Doubles>, T, Criterion>;
     default:
-      return &sse2::scan<Choose<T, sse2::Floats, sse2::Doubles>, T>;
+      return &sse2::scan<Choose<T, sse2::Floats, sse2::Doubles>, T, Criterion>;
   }
 #else
-  return &scalar::scan<Choose<T, scalar::Floats, scalar::Doubles>, T>;
+  return &scalar::scan<Choose<T, scalar::Floats, scalar::Doubles>, T, Criterion>;
 #endif
 }
 
