@@ -22,4 +22,16 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   m.def("_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor keep, Tensor count)");
+
+  // soft_nms, diou_nms, matrix_nms, cluster_nms
+  m.def(
+      "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float sigma, float min_score, "
+      "int method) -> (Tensor dets, Tensor keep)");
+  m.def("diou_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float beta) -> Tensor");
+  m.def(
+      "matrix_nms(Tensor boxes, Tensor scores, Tensor? idxs, bool gaussian, float sigma, float min_score) "
+      "-> (Tensor dets, Tensor keep)");
+  m.def(
+      "cluster_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, int variant, float beta, "
+      "float sigma, float min_score) -> (Tensor dets, Tensor keep)");
 }

@@ -70,5 +70,10 @@ struct IouCriterion {
   }
 };
 
+// What `select` takes: makes the criterion for boxes of the type of `tag`.
+inline auto iou_above(double threshold) {
+  return [=](auto tag) { return IouCriterion<decltype(tag)>(threshold); };
+}
+
 }  // namespace nms
 }  // namespace d2proj
