@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2proj.ops import _ext
-from d2proj.ops._common import refuse_vmap
+from d2proj.ops._common import _LIBRARY, refuse_vmap
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -127,6 +127,8 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
         # Boxes in half precision lose whole pixels: under autocast too they stay in float32.
         torch.library.register_autocast(f"d2proj::{name}", device, torch.float32)
     torch.library.register_fake(f"d2proj::{name}", fake)
+    # Results, new scores too, carry no gradient, and asking for one is an error rather than a warning.
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     refuse_vmap(name)
 
 
