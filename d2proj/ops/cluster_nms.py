@@ -66,8 +66,14 @@ def batched_cluster_nms(
     """:func:`cluster_nms` within each class: boxes of different ``idxs`` do not touch each other.
 
     Args:
-        idxs: (N,) integers, the class (or image, or level) of each box; any values. The rest is
-            :func:`cluster_nms`'s.
+        boxes: (N, 4), as in :func:`cluster_nms`.
+        scores: (N,), as in :func:`cluster_nms`.
+        idxs: (N,) integers, the class (or image, or level) of each box; any values.
+        iou_threshold: A kept box drops worse ones of its class above this IoU.
+        variant: ``plain``, ``score_penalty``, ``distance`` or ``weighted``.
+        beta: Of ``distance``.
+        sigma: Of ``score_penalty``.
+        min_score: Of ``score_penalty``: boxes whose new score is below this are dropped.
 
     Returns:
         dets: (K, 5), of all classes, by descending score.

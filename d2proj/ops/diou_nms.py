@@ -35,8 +35,11 @@ def batched_diou_nms(
     """:func:`diou_nms` within each class: boxes of different ``idxs`` do not suppress each other.
 
     Args:
-        idxs: (N,) integers, the class (or image, or level) of each box; any values. The rest is
-            :func:`diou_nms`'s.
+        boxes: (N, 4), as in :func:`diou_nms`.
+        scores: (N,), as in :func:`diou_nms`.
+        idxs: (N,) integers, the class (or image, or level) of each box; any values.
+        iou_threshold: Drop a box above this.
+        beta: At least 0, as in :func:`diou_nms`.
 
     Returns:
         (K,) int64, indices of the kept boxes of all classes by descending score.

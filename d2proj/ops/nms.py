@@ -127,7 +127,7 @@ def _register(name: str, fake: Callable[..., Any]) -> None:
         # Boxes in half precision lose whole pixels: under autocast too they stay in float32.
         torch.library.register_autocast(f"d2proj::{name}", device, torch.float32)
     torch.library.register_fake(f"d2proj::{name}", fake)
-    # Results, new scores too, carry no gradient, and asking for one is an error rather than a warning.
+    # Results, new scores too, carry no gradient; to ask for one is an error, not a warning.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     refuse_vmap(name)
 

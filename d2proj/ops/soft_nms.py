@@ -62,8 +62,13 @@ def batched_soft_nms(
     """:func:`soft_nms` within each class: boxes of different ``idxs`` do not touch each other.
 
     Args:
-        idxs: (N,) integers, the class (or image, or level) of each box; any values. The rest is
-            :func:`soft_nms`'s.
+        boxes: (N, 4), as in :func:`soft_nms`.
+        scores: (N,), as in :func:`soft_nms`.
+        idxs: (N,) integers, the class (or image, or level) of each box; any values.
+        iou_threshold: ``linear`` and ``hard`` act at this IoU and above.
+        sigma: Of ``gaussian``; the smaller, the steeper.
+        min_score: A box is dropped when its score falls below this.
+        method: ``linear``, ``gaussian`` or ``hard``, as in :func:`soft_nms`.
 
     Returns:
         dets: (K, 5), of all classes, by descending score.

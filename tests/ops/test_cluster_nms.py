@@ -123,11 +123,11 @@ def test_empty_and_errors() -> None:
     boxes, scores = with_scores(4)
     with pytest.raises(RuntimeError, match=r"^cluster_nms: boxes must have shape \(N, 4\)"):
         cluster_nms(boxes[:, :3], scores, 0.5)
-    with pytest.raises(RuntimeError, match="^cluster_nms: sigma must be above 0, got 0"):
+    with pytest.raises(RuntimeError, match=r"^cluster_nms: sigma must be above 0, got 0"):
         cluster_nms(boxes, scores, 0.5, "score_penalty", sigma=0.0)
-    with pytest.raises(RuntimeError, match="^cluster_nms: beta must be at least 0, got -1"):
+    with pytest.raises(RuntimeError, match=r"^cluster_nms: beta must be at least 0, got -1"):
         cluster_nms(boxes, scores, 0.5, "distance", beta=-1.0)
-    with pytest.raises(ValueError, match="variant must be one of plain, .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"variant must be one of plain, .*, got 'fast'"):
         cluster_nms(boxes, scores, 0.5, "fast")
 
 

@@ -1,4 +1,4 @@
-"""diou_nms and batched_diou_nms against torchvision's DIoU, the twin, and nms where the two must agree."""
+"""diou_nms and batched_diou_nms against torchvision's DIoU, the twin, and nms."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_empty_and_errors() -> None:
     with pytest.raises(RuntimeError, match=r"^diou_nms: scores must have shape \(4,\)"):
         diou_nms(boxes, scores[:3], 0.5)
     for beta in (-0.5, NAN):
-        with pytest.raises(RuntimeError, match="^batched_diou_nms: beta must be at least 0, got"):
+        with pytest.raises(RuntimeError, match=r"^batched_diou_nms: beta must be at least 0, got"):
             batched_diou_nms(boxes, scores, torch.zeros(4).int(), 0.5, beta)
 
 

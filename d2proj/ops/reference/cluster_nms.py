@@ -1,4 +1,4 @@
-"""Cluster-NMS in plain torch, as its paper writes it: the matrix, iterated until nothing changes."""
+"""Cluster-NMS in plain torch, as its paper writes it: a matrix, iterated to its fixed point."""
 
 import torch
 from torch import Tensor

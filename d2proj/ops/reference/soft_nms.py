@@ -42,8 +42,8 @@ def batched_soft_nms(
     """See :func:`d2proj.ops.batched_soft_nms`. O(N^2) time, O(N) memory."""
     boxes, scores = _prepare(boxes, scores)
     scores = scores.clone()
-    # The smallest score counts as a number of the scores' dtype, sigma too.
-    floor, sigma = (scores.new_tensor(v) for v in (min_score, sigma))
+    # Both count as numbers of the scores' dtype.
+    floor, width = scores.new_tensor(min_score), scores.new_tensor(sigma)
     dropped = scores < floor
     taken = torch.zeros_like(dropped)
     while not (taken | dropped).all():
@@ -59,7 +59,7 @@ def batched_soft_nms(
         if method == "linear":
             weight = torch.where(acts, (1 - iou).clamp(min=0), 1)
         else:
-            weight = torch.exp(-(iou * iou) / sigma)
+            weight = torch.exp(-(iou * iou) / width)
         falling = scores[rest] > 0
         scores[rest] = torch.where(falling, scores[rest] * weight, scores[rest])
         dropped[rest] |= falling & ~(scores[rest] >= floor)
