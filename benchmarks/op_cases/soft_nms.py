@@ -17,6 +17,11 @@ from benchmarks.op_cases.common import (
 )
 from d2proj import ops
 
+try:
+    from cv2 import dnn
+except ImportError:
+    dnn = None
+
 METHODS = ("linear", "gaussian")
 
 
@@ -48,26 +53,27 @@ def loop(boxes: np.ndarray, scores: np.ndarray, method: str) -> int:
     return taken
 
 
+def opencv(boxes: Tensor, scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """From tensors to tensors, as ours: it takes lists of rectangles in whole numbers."""
+    sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).int()
+    rects = [tuple(row) for row in sides.tolist()]
+    new, keep = dnn.softNMSBoxes(rects, scores.tolist(), 1e-3, 0.3, 0, 0.5, number)
+    keep = torch.from_numpy(keep.reshape(-1)).long()
+    return torch.cat([boxes[keep], torch.from_numpy(new).reshape(-1, 1)], 1), keep
+
+
 def cpu_cases(quick: bool) -> Iterator[Case]:
     """OpenCV's and the loop are quadratic: no peer beyond 5 000 boxes of one class."""
     for count in (1000,) if quick else (10, 100, 1000, 5000):
         boxes, scores = scored(count)
-        sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        rects = [tuple(map(int, row)) for row in sides.tolist()]
         for method in METHODS:
             arguments = (boxes, scores, 0.3, 0.5, 1e-3, method)
             moved = size_of(boxes, scores, *ops.soft_nms(*arguments))
             arrays = (boxes.numpy(), scores.numpy(), method)
             peers = {"numpy loop": lambda a=arrays: loop(*a)}
-            try:
-                from cv2 import dnn
-
-                # The wrapper turns lists into C++ vectors: part of what its callers pay.
+            if dnn is not None:
                 number = 1 if method == "linear" else 2
-                lists = (rects, scores.tolist(), 1e-3, 0.3, 0, 0.5, number)
-                peers["OpenCV"] = lambda a=lists: dnn.softNMSBoxes(*a)
-            except ImportError:
-                pass
+                peers["OpenCV"] = lambda a=(boxes, scores, number): opencv(*a)
             for peer, call in peers.items():
                 name = f"soft_nms {method}: {count} boxes, {peer}"
                 yield Case(name, lambda a=arguments: ops.soft_nms(*a), call, peer, moved)

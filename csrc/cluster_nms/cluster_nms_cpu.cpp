@@ -19,7 +19,8 @@ struct EachLane {
   const Visit& visit;
   T above;
 
-  D2_INLINE void operator()(int64_t slot, const V& iou, const Mask& hit) {
+  D2_INLINE void operator()(int64_t slot, const V& inter, const V& both, const Mask& hit) {
+    const V iou = inter / both;
     for (uint32_t left = nms::lanes<L, T>(hit & (iou > V{} + above)); left != 0; left &= left - 1) {
       const int lane = __builtin_ctz(left);
       visit(slot + lane, iou[lane]);

@@ -18,8 +18,8 @@ struct Compare {
   const T* values;
   V most, worst;
 
-  D2_INLINE void operator()(int64_t slot, const V& iou, const Mask& hit) {
-    const V one = V{} + T(1);
+  D2_INLINE void operator()(int64_t slot, const V& inter, const V& both, const Mask& hit) {
+    const V one = V{} + T(1), iou = inter / both;
     const V overlap = hit ? (iou < one ? iou : one) : V{};
     V value;
     simd::load(value, values + slot);

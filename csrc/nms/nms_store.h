@@ -61,6 +61,24 @@ D2_INLINE uint32_t lanes(const typename Native<L, T>::Mask& mask) {
 #endif
 }
 
+// The greatest lane; none of them is NaN.
+template <simd::Level L, typename T>
+D2_INLINE T highest(typename Native<L, T>::Vector best) {
+#if !defined(__clang__)
+  for (int step = Native<L, T>::kLanes / 2; step > 0; step /= 2) {
+    typename Native<L, T>::Mask from;
+    for (int i = 0; i < Native<L, T>::kLanes; ++i) from[i] = i ^ step;
+    const typename Native<L, T>::Vector other = __builtin_shuffle(best, from);
+    best = other > best ? other : best;
+  }
+  return best[0];
+#else
+  T result = best[0];
+  for (int i = 1; i < Native<L, T>::kLanes; ++i) result = best[i] > result ? best[i] : result;
+  return result;
+#endif
+}
+
 // Boxes by cell. Every cell has room for all boxes at home in it and begins at a multiple of kLine slots, so that a
 // vector never holds boxes of two cells; slots not (or no longer) in use hold empty boxes of value 0.
 template <typename T>
@@ -136,8 +154,9 @@ class Store {
   }
   T area(int64_t slot) const { return columns_[slot + 4 * stride_]; }
 
-  // Calls visit(slot, iou, hit) for each vector of slots in which a box overlaps `box` (by more than the threshold, or
-  // nearly so), and done(cell) after each cell that had such a vector. In lanes without a hit the IoU may be anything.
+  // Calls visit(slot, inter, both, hit) for each vector of slots in which a box overlaps `box` (by more than the
+  // threshold, or nearly so), and done(cell) after each cell that had such a vector. The IoU is inter / both; in lanes
+  // without a hit it may be anything.
   template <simd::Level L, typename Visit, typename Done>
   D2_INLINE void for_overlaps(const Box<T>& box, T area, Visit& visit, Done& done) const {
     const Window window = cells_.window(box);
@@ -177,7 +196,7 @@ class Store {
       const auto hit = inter > limit;
       if (lanes<L, T>(hit) == 0) continue;
       found = true;
-      visit(slot, inter / both, hit);
+      visit(slot, inter, both, hit);
     }
     return found;
   }

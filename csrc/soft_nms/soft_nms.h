@@ -37,12 +37,13 @@ inline auto iou_at_least(double threshold) {
   return [=](auto tag) { return nms::IouCriterion<decltype(tag)>(just_below<decltype(tag)>(threshold)); };
 }
 
-// The factor of a score for an IoU > 0, V as in nms_decay.h.
+// The factor of a score for an IoU > 0; V is a scalar or a vector, as in nms_decay.h, `inverse` is 1 / sigma.
 template <typename T, typename V>
-D2_HD_INLINE void gaussian_weight(V& weight, const V& iou, const V& sigma) {
-  V square;
+D2_HD_INLINE void gaussian_weight(V& weight, const V& iou, const V& inverse) {
+  V square, exponent;
   nms::multiply(square, iou, iou);
-  nms::exp_nonpositive<T>(weight, V(-(square / sigma)));
+  nms::multiply(exponent, square, inverse);
+  nms::exp_nonpositive<T>(weight, V(-exponent));
 }
 
 template <typename V>

@@ -40,16 +40,18 @@ struct Decay {
   using Mask = typename nms::Native<L, T>::Mask;
 
   T* scores;
-  V above, sigma, min_score;
+  V above, inverse, min_score;
 
-  D2_INLINE void operator()(int64_t slot, const V& iou, const Mask& hit) {
+  D2_INLINE void operator()(int64_t slot, const V& inter, const V& both, const Mask& hit) {
     V weight, score;
+    simd::load(score, scores + slot);
+    if (nms::lanes<L, T>(hit & (score > V{})) == 0) return;  // all of them gone
+    const V iou = inter / both;
     if constexpr (kGauss) {
-      soft_nms::gaussian_weight<T>(weight, iou, sigma);
+      soft_nms::gaussian_weight<T>(weight, iou, inverse);
     } else {
       soft_nms::linear_weight(weight, iou, above);
     }
-    simd::load(score, scores + slot);
     const V decayed = score * weight;
     simd::store(scores + slot, hit ? (decayed < min_score ? V{} : decayed) : score);
   }
@@ -62,19 +64,15 @@ D2_INLINE void find_best(Field<T>& field, int64_t cell) {
   const T* const scores = field.store.values();
   const int64_t begin = field.store.begin(cell), end = field.store.end(cell);
   V best{};
-  typename nms::Native<L, T>::Mask alive{};
+  int64_t living = 0;
   for (int64_t slot = begin; slot < end; slot += kLanes) {
     V score;
     simd::load(score, scores + slot);
     best = score > best ? score : best;
-    alive -= score > V{};
+    living += __builtin_popcount(nms::lanes<L, T>(score > V{}));
   }
   Best<T> found;
-  int64_t living = 0;
-  for (int64_t i = 0; i < kLanes; ++i) {
-    if (best[i] > found.score) found.score = best[i];
-    living += alive[i];
-  }
+  found.score = nms::highest<L, T>(best);
   if (living == 0) {
     field.store.clear(cell);
   } else {
@@ -112,7 +110,7 @@ struct Take {
     using V = typename nms::Native<L, T>::Vector;
     const V zero{};
     Decay<L, T, kGauss> decay{field->store.values(), zero + soft_nms::just_below<T>(options.iou_threshold),
-                              zero + static_cast<T>(options.sigma), zero + static_cast<T>(options.min_score)};
+                              zero + T(1) / static_cast<T>(options.sigma), zero + static_cast<T>(options.min_score)};
     Refresh<L, T> refresh{*field, home};
     field->store.values()[slot] = T(0);
     const Box<T> box = field->store.box(slot);

@@ -108,7 +108,7 @@ __device__ void pack(const Field<T>& field, int64_t begin, int length, int taken
 template <typename T, bool kGauss>
 __global__ void __launch_bounds__(kThreads)
     soft_nms_kernel(Field<T> field, Outcome<T> outcome, const int64_t* firsts, const int64_t* classes, int64_t count,
-                    T above, T sigma, T min_score) {
+                    T above, T inverse, T min_score) {
   __shared__ Best<T> warp_best[kWarps];
   __shared__ Best<T> block_best;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
         if (iou > above) {
           T weight;
           if constexpr (kGauss) {
-            soft_nms::gaussian_weight<T>(weight, iou, sigma);
+            soft_nms::gaussian_weight<T>(weight, iou, inverse);
           } else {
             soft_nms::linear_weight(weight, iou, above);
           }
@@ -199,14 +199,14 @@ std::tuple<Tensor, Tensor> run_soft(const Tensor& boxes, const Tensor& scores, c
                                       stream);
   });
   const unsigned grid = many ? std::min<unsigned>(kMostBlocks, static_cast<unsigned>(count)) : 1;
-  const T sigma = static_cast<T>(options.sigma);
+  const T inverse = T(1) / static_cast<T>(options.sigma);
   if (options.method == soft_nms::kGaussian) {
     soft_nms_kernel<T, true>
-        <<<grid, kThreads, 0, stream>>>(field, outcome, firsts.get(), classes.get(), count, T(0), sigma, min_score);
+        <<<grid, kThreads, 0, stream>>>(field, outcome, firsts.get(), classes.get(), count, T(0), inverse, min_score);
   } else {
     const T above = soft_nms::just_below<T>(options.iou_threshold);
     soft_nms_kernel<T, false>
-        <<<grid, kThreads, 0, stream>>>(field, outcome, firsts.get(), classes.get(), count, above, sigma, min_score);
+        <<<grid, kThreads, 0, stream>>>(field, outcome, firsts.get(), classes.get(), count, above, inverse, min_score);
   }
   check_cuda("soft_nms", cudaGetLastError());
   return nms::write_dets(boxes, static_cast<const Box<T>*>(boxes.const_data_ptr()), rescored, kept.get(), stream);
