@@ -72,4 +72,15 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def(
       "non_maximum_weighted(Tensor boxes, Tensor scores, Tensor labels, Tensor models, Tensor weights, float iou_thr, "
       "float skip_box_thr) -> (Tensor, Tensor, Tensor)");
+  // soft_nms, diou_nms, matrix_nms, cluster_nms
+  m.def(
+      "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float sigma, float min_score, "
+      "int method) -> (Tensor dets, Tensor keep)");
+  m.def("diou_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float beta) -> Tensor");
+  m.def(
+      "matrix_nms(Tensor boxes, Tensor scores, Tensor? idxs, bool gaussian, float sigma, float min_score) "
+      "-> (Tensor dets, Tensor keep)");
+  m.def(
+      "cluster_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, int variant, float beta, "
+      "float sigma, float min_score) -> (Tensor dets, Tensor keep)");
 }

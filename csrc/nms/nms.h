@@ -52,6 +52,12 @@ inline T round_down(double threshold) {
   return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, static_cast<T>(-INFINITY)) : nearest;
 }
 
+// A box that neither suppresses nor is suppressed (thresholds >= 0): NaN, infinite, empty or inverted.
+template <typename T>
+D2_HD bool inert(const Box<T>& box, T area) {
+  return !(box.x2 > box.x1 && box.y2 > box.y1 && area > T(0) && area - area == T(0));
+}
+
 // Whether `a`, kept, removes `b`: what the greedy engines of both devices are templates of. Another criterion has
 // the same members, with its own type of box on CUDA.
 template <typename T>
@@ -69,6 +75,11 @@ struct IouCriterion {
     return box_iou(a, area_a, b, area_b) > threshold;
   }
 };
+
+// What `select` takes: makes the criterion for boxes of the type of `tag`.
+inline auto iou_above(double threshold) {
+  return [=](auto tag) { return IouCriterion<decltype(tag)>(threshold); };
+}
 
 }  // namespace nms
 }  // namespace d2proj

@@ -40,5 +40,11 @@ inline Tensor prepare_boxes(const Tensor& boxes) {
   return torch::stable::contiguous(half ? torch::stable::to(boxes, ScalarType::Float) : boxes);
 }
 
+// What ops that give back boxes with scores compute in: float64 if either is, else float32.
+inline ScalarType dets_dtype(const Tensor& boxes, const Tensor& scores) {
+  const bool wide = boxes.scalar_type() == ScalarType::Double || scores.scalar_type() == ScalarType::Double;
+  return wide ? ScalarType::Double : ScalarType::Float;
+}
+
 }  // namespace nms
 }  // namespace d2proj

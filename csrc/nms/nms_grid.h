@@ -200,11 +200,5 @@ class Grid {
   std::vector<T> store_;  // x1 | y1 | x2 | y2 | area, `stride_` slots each
 };
 
-// A box that neither suppresses nor is suppressed (thresholds >= 0): NaN, infinite, empty or inverted.
-template <typename T>
-inline bool inert(const Box<T>& box, T area) {
-  return !(box.x2 > box.x1 && box.y2 > box.y1 && area > T(0) && area <= std::numeric_limits<T>::max());
-}
-
 }  // namespace nms
 }  // namespace d2proj

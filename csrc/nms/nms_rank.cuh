@@ -9,6 +9,11 @@ namespace nms {
 
 constexpr int kRankThreads = 256;
 
+static __global__ void iota_kernel(uint32_t* out, int64_t count) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) out[i] = static_cast<uint32_t>(i);
+}
+
 // order[rank]: index of the box with that rank.
 inline void rank_by_score(const Tensor& scores, uint32_t* order, cudaStream_t stream) {
   const Tensor dense = torch::stable::contiguous(scores);

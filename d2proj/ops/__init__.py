@@ -2,6 +2,7 @@
 
 from d2proj.ops.box_fusion import non_maximum_weighted, weighted_boxes_fusion
 from d2proj.ops.box_iou_rotated import box_iou_rotated
+from d2proj.ops.cluster_nms import batched_cluster_nms, cluster_nms
 from d2proj.ops.deform_roi_pool import (
     DeformPSRoIPool,
     DeformRoIPool,
@@ -11,16 +12,21 @@ from d2proj.ops.deform_roi_pool import (
     deform_ps_roi_pool,
     deform_roi_pool,
 )
+from d2proj.ops.diou_nms import batched_diou_nms, diou_nms
+from d2proj.ops.matrix_nms import matrix_nms
 from d2proj.ops.multilevel_roi_align import MultiLevelRoIAlign, multilevel_roi_align
 from d2proj.ops.nms import batched_nms, nms, nms_padded
 from d2proj.ops.nms_rotated import batched_nms_rotated, nms_rotated
 from d2proj.ops.roi_align import RoIAlign, roi_align
 from d2proj.ops.roi_align_rotated import RoIAlignRotated, roi_align_rotated
+from d2proj.ops.soft_nms import batched_soft_nms, soft_nms
 
 __all__ = [
     "non_maximum_weighted",
     "weighted_boxes_fusion",
     "box_iou_rotated",
+    "batched_cluster_nms",
+    "cluster_nms",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "DeformRoIPoolPack",
@@ -28,6 +34,9 @@ __all__ = [
     "ModulatedDeformRoIPoolPack",
     "deform_ps_roi_pool",
     "deform_roi_pool",
+    "batched_diou_nms",
+    "diou_nms",
+    "matrix_nms",
     "MultiLevelRoIAlign",
     "multilevel_roi_align",
     "batched_nms",
@@ -39,4 +48,6 @@ __all__ = [
     "roi_align",
     "RoIAlignRotated",
     "roi_align_rotated",
+    "batched_soft_nms",
+    "soft_nms",
 ]

@@ -4,11 +4,14 @@ The greedy algorithm of Felzenszwalb et al., TPAMI 2010, section 6.2, with torch
 and results. What is promised beyond them is in ``docs/ops/nms.md``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from d2proj.ops import _ext
-from d2proj.ops._common import refuse_vmap
+from d2proj.ops._common import _LIBRARY, refuse_vmap
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -73,6 +76,13 @@ def nms_padded(
     return torch.ops.d2proj._nms_padded(boxes, scores, idxs, iou_threshold)
 
 
+def _choice(op: str, name: str, value: str, options: tuple[str, ...]) -> int:
+    """The number by which a kernel knows the option."""
+    if value not in options:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(options)}, got {value!r}")
+    return options.index(value)
+
+
 def _as_int64(idxs: Tensor) -> Tensor:
     """Integers of another width as int64; what is no integer is left for the op to refuse."""
     narrow = idxs.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -103,6 +113,25 @@ def _kept(boxes: Tensor) -> Tensor:
     return boxes.new_empty(size, dtype=torch.int64)
 
 
+def _rescored(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes with new scores and their indices, as many as the kernel will find."""
+    size = torch.library.get_ctx().new_dynamic_size()
+    wide = torch.float64 in (boxes.dtype, scores.dtype)
+    dets = boxes.new_empty((size, 5), dtype=torch.float64 if wide else torch.float32)
+    return dets, boxes.new_empty(size, dtype=torch.int64)
+
+
+def _register(name: str, fake: Callable[..., Any]) -> None:
+    """What ops of this family register: no gradient, so no autograd."""
+    for device in ("cpu", "cuda"):
+        # Boxes in half precision lose whole pixels: under autocast too they stay in float32.
+        torch.library.register_autocast(f"d2proj::{name}", device, torch.float32)
+    torch.library.register_fake(f"d2proj::{name}", fake)
+    # Results, new scores too, carry no gradient; to ask for one is an error, not a warning.
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    refuse_vmap(name)
+
+
 def _nms_fake(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     _check("nms", boxes, scores)
     return _kept(boxes)
@@ -122,12 +151,6 @@ def _nms_padded_fake(
 
 
 if _ext.AVAILABLE:
-    for _device in ("cpu", "cuda"):
-        # Boxes in half precision lose whole pixels: under autocast too they stay in float32.
-        torch.library.register_autocast("d2proj::nms", _device, torch.float32)
-        torch.library.register_autocast("d2proj::batched_nms", _device, torch.float32)
-        torch.library.register_autocast("d2proj::_nms_padded", _device, torch.float32)
-    torch.library.register_fake("d2proj::nms", _nms_fake)
-    torch.library.register_fake("d2proj::batched_nms", _batched_nms_fake)
-    torch.library.register_fake("d2proj::_nms_padded", _nms_padded_fake)
-    refuse_vmap("nms", "batched_nms", "_nms_padded")
+    _register("nms", _nms_fake)
+    _register("batched_nms", _batched_nms_fake)
+    _register("_nms_padded", _nms_padded_fake)
