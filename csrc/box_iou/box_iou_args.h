@@ -60,6 +60,11 @@ inline void check_grad(const char* op, const Tensor& grad, const Tensor& boxes1)
   check_same_device(op, "boxes1", boxes1, "grad", grad);
 }
 
+inline void check_pairwise_grad(const char* op, const Tensor& grad, const Sizes& s) {
+  check(grad.dim() >= 2 && grad.numel() == s.batch * s.rows * s.columns && grad.size(grad.dim() - 1) == s.columns, op,
+        "grad must have the shape of the result, got ", shape_of(grad));
+}
+
 // Returns the number of pairs.
 inline int64_t check_loss(const char* op, const Tensor& boxes1, const Tensor& boxes2, int64_t reduction) {
   const int64_t dim = boxes1.dim();

@@ -5,6 +5,7 @@
 
 #include "box_iou/box_iou_args.h"
 #include "box_iou/box_iou_lanes.h"
+#include "common/map.h"
 
 namespace d2proj {
 namespace iou {
@@ -112,6 +113,7 @@ void for_blocks(int64_t count, const Body& body) {
 Tensor loss_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t kind, bool log, int64_t reduction, double eps) {
   const int64_t count = check_loss(loss_name(kind), boxes1, boxes2, reduction);
   Tensor out = reduction == 0 ? empty_after(boxes1, 1, {}) : torch::stable::new_empty(boxes1, {});
+  advise_huge_pages(out);
   const Tensor dense1 = torch::stable::contiguous(boxes1), dense2 = torch::stable::contiguous(boxes2);
   with_box_type(boxes1, [&](auto tag) {
     using T = decltype(tag);
@@ -145,6 +147,8 @@ std::tuple<Tensor, Tensor> loss_backward_cpu(const Tensor& grad, const Tensor& b
   check(grad.numel() == (reduction ? 1 : count), op, "grad must have the shape of the loss, got ", shape_of(grad));
   Tensor grad1 = want1 ? empty_after(boxes1, 0, {}) : torch::stable::new_empty(boxes1, {0});
   Tensor grad2 = want2 ? empty_after(boxes2, 0, {}) : torch::stable::new_empty(boxes2, {0});
+  advise_huge_pages(grad1);
+  advise_huge_pages(grad2);
   const Tensor dense = torch::stable::contiguous(grad);
   const Tensor dense1 = torch::stable::contiguous(boxes1), dense2 = torch::stable::contiguous(boxes2);
   with_box_type(boxes1, [&](auto tag) {

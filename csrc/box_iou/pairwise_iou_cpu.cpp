@@ -237,8 +237,7 @@ std::tuple<Tensor, Tensor> pairwise_backward_cpu(const Tensor& grad, const Tenso
   const char* const op = pairwise_name(kind);
   const Sizes s = check_pairwise(op, boxes1, boxes2, kind, format);
   check_grad(op, grad, boxes1);
-  check(grad.numel() == s.batch * s.rows * s.columns && grad.dim() == boxes1.dim(), op,
-        "grad must have the shape of the result, got ", shape_of(grad));
+  check_pairwise_grad(op, grad, s);
   Tensor grad1 = empty_after(boxes1, 0, {}), grad2 = empty_after(boxes2, 0, {});
   if (grad.numel() == 0) return {torch::stable::zero_(grad1), torch::stable::zero_(grad2)};
   const Tensor dense = torch::stable::contiguous(grad);

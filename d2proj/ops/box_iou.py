@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2proj.ops import _ext
 from d2proj.ops._common import register_autocast, register_differentiable
+from d2proj.ops._direct import direct
 
 # The op's numbers for what it computes and for how boxes are given.
 _IOU, _GENERALIZED, _DISTANCE, _COMPLETE = range(4)
@@ -108,7 +109,7 @@ def _pairwise(boxes1: Tensor, boxes2: Tensor, kind: int, format: int, eps: float
         lead = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
         boxes1 = boxes1.expand(*lead, *boxes1.shape[-2:])
         boxes2 = boxes2.expand(*lead, *boxes2.shape[-2:])
-    return torch.ops.d2proj.pairwise_box_iou.default(boxes1, boxes2, kind, format, eps)
+    return _call(boxes1, boxes2, kind, format, eps)
 
 
 def _forward_fake(boxes1: Tensor, boxes2: Tensor, kind: int, format: int, eps: float) -> Tensor:
@@ -150,3 +151,4 @@ if _ext.AVAILABLE:
         backward=_backward,
     )
     register_autocast("pairwise_box_iou", box_arguments=[0, 1])
+    _call = direct(torch.ops.d2proj.pairwise_box_iou.default, _setup_context, _backward)

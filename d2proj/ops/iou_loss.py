@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2proj.ops import _ext
 from d2proj.ops._common import register_autocast, register_differentiable
+from d2proj.ops._direct import direct
 from d2proj.ops.box_iou import _COMPLETE, _DISTANCE, _GENERALIZED, _IOU, same_box_dtype
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -123,7 +124,7 @@ def _loss(
         boxes1, boxes2 = same_box_dtype(boxes1, boxes2)
     if boxes1.shape != boxes2.shape:
         boxes1, boxes2 = torch.broadcast_tensors(boxes1, boxes2)
-    return torch.ops.d2proj.box_iou_loss.default(boxes1, boxes2, kind, log, code, eps)
+    return _call(boxes1, boxes2, kind, log, code, eps)
 
 
 def _forward_fake(
@@ -175,3 +176,4 @@ if _ext.AVAILABLE:
         backward=_backward,
     )
     register_autocast("box_iou_loss", box_arguments=[0, 1])
+    _call = direct(torch.ops.d2proj.box_iou_loss.default, _setup_context, _backward)
