@@ -203,13 +203,13 @@ struct Pair {
       to_hull_h = T(2) * by_hull * penalty * hull_side(hull_h);
     }
     if constexpr (K != Kind::kIou && !kLoss) {
-      to_hull_w = hull_w < zero ? zero : to_hull_w;
-      to_hull_h = hull_h < zero ? zero : to_hull_h;
+      to_hull_w = hull_w <= zero ? zero : to_hull_w;
+      to_hull_h = hull_h <= zero ? zero : to_hull_h;
     }
     V to_w = to_inter * common_h, to_h = to_inter * common_w;
-    // Where the boxes only touch, torch's clamp lets a gradient pass, the losses' mask does not.
-    to_w = (kLoss ? w <= zero : w < zero) ? zero : to_w;
-    to_h = (kLoss ? h <= zero : h < zero) ? zero : to_h;
+    // Boxes that only touch have no gradient through their overlap.
+    to_w = w <= zero ? zero : to_w;
+    to_h = h <= zero ? zero : to_h;
     split(a.x1, b.x1, -to_w, -to_hull_w, to_a.x1, to_b.x1);
     split(a.y1, b.y1, -to_h, -to_hull_h, to_a.y1, to_b.y1);
     split(a.x2, b.x2, to_hull_w, to_w, to_a.x2, to_b.x2);
