@@ -302,8 +302,8 @@ def test_errors_name_argument_and_what_came(name: str) -> None:
         function(torch.rand(4, 5), torch.rand(4, 4))
     with pytest.raises(RuntimeError, match=rf"^{name}: boxes2 must have shape .* got \(4\)"):
         function(torch.rand(4, 4), torch.rand(4))
+    half = torch.rand(2, 4).bfloat16()
     with pytest.raises(RuntimeError, match="float32 or float64, got BFloat16"):
-        half = torch.rand(2, 4).bfloat16()
         torch.ops.d2proj.pairwise_box_iou(half, half, NAMES.index(name), 0, 0.0)
 
 
