@@ -22,10 +22,12 @@ NAMES = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou
 
 
 def boxes(count: int) -> Tensor:
+    """(count, 4) boxes with sides of 8 to 300 in a square of 800."""
     return random_rois(count, 1, 800)[:, 1:].contiguous()
 
 
 def there_and_back(function: Callable[..., Tensor], a: Tensor, b: Tensor, grad: Tensor) -> object:
+    """Forward, then the gradients of both arguments."""
     return torch.autograd.grad(function(a, b), (a, b), grad)
 
 

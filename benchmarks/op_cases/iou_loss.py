@@ -14,7 +14,6 @@ from benchmarks.op_cases.common import (
     difference,
     no_synchronisation,
     random_rois,
-    size_of,
 )
 from d2proj import ops
 
@@ -28,6 +27,7 @@ def pairs(count: int) -> tuple[Tensor, Tensor]:
 
 
 def there_and_back(function: Callable[..., Tensor], a: Tensor, b: Tensor) -> object:
+    """Forward, then the gradient of the predictions."""
     return torch.autograd.grad(function(a, b, "sum"), a)
 
 

@@ -114,13 +114,14 @@ def _pairwise(boxes1: Tensor, boxes2: Tensor, kind: int, format: int, eps: float
 
 def _forward_fake(boxes1: Tensor, boxes2: Tensor, kind: int, format: int, eps: float) -> Tensor:
     op = _NAMES[kind]
-    for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
-        torch._check(
-            boxes.dim() >= 2 and boxes.shape[-1] == 4,
-            lambda name=name, boxes=boxes: (
-                f"{op}: {name} must have shape (..., N, 4), got {tuple(boxes.shape)}"
-            ),
-        )
+    torch._check(
+        boxes1.dim() >= 2 and boxes1.shape[-1] == 4,
+        lambda: f"{op}: boxes1 must have shape (..., N, 4), got {tuple(boxes1.shape)}",
+    )
+    torch._check(
+        boxes2.dim() >= 2 and boxes2.shape[-1] == 4,
+        lambda: f"{op}: boxes2 must have shape (..., M, 4), got {tuple(boxes2.shape)}",
+    )
     return boxes1.new_empty((*boxes1.shape[:-1], boxes2.shape[-2]))
 
 
