@@ -222,8 +222,7 @@ def test_result_does_not_depend_on_threads(name: str, threads) -> None:
 
 
 _LEVEL = """
-import sys, torch, torchvision
-sys.path.insert(0, "tests/ops")
+import torch, torchvision
 from d2proj import ops
 from tests.ops.test_box_iou import NAMES, CLOSE, gradients, random_boxes
 for dtype in CLOSE:
@@ -240,7 +239,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("level", ["base", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["base", "avx2"])  # the other tests run the highest
 def test_every_instruction_set(level: str) -> None:
     run = run_python(_LEVEL, {"D2PROJ_SIMD": level, "OMP_NUM_THREADS": "1"})
     assert run.stdout.strip() == "equal", run.stderr
