@@ -83,4 +83,14 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def(
       "cluster_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, int variant, float beta, "
       "float sigma, float min_score) -> (Tensor dets, Tensor keep)");
+  // The IoU family; kind: 0 IoU, 1 generalized, 2 distance, 3 complete; format: 0 xyxy, 1 xywh, 2 cxcywh; reduction: 0
+  // none, 1 mean, 2 sum.
+  m.def("pairwise_box_iou(Tensor boxes1, Tensor boxes2, int kind, int format, float eps) -> Tensor");
+  m.def(
+      "_pairwise_box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, int kind, int format, float eps) "
+      "-> (Tensor, Tensor)");
+  m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, int kind, bool log, int reduction, float eps) -> Tensor");
+  m.def(
+      "_box_iou_loss_backward(Tensor grad, Tensor boxes1, Tensor boxes2, int kind, bool log, int reduction, float eps, "
+      "bool want1, bool want2) -> (Tensor, Tensor)");
 }

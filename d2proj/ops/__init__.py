@@ -1,6 +1,7 @@
 """The compiled ops (CPU and CUDA), one file each; ``reference`` has the same in plain torch."""
 
 from d2proj.ops.box_fusion import non_maximum_weighted, weighted_boxes_fusion
+from d2proj.ops.box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from d2proj.ops.box_iou_rotated import box_iou_rotated
 from d2proj.ops.cluster_nms import batched_cluster_nms, cluster_nms
 from d2proj.ops.deform_roi_pool import (
@@ -13,6 +14,12 @@ from d2proj.ops.deform_roi_pool import (
     deform_roi_pool,
 )
 from d2proj.ops.diou_nms import batched_diou_nms, diou_nms
+from d2proj.ops.iou_loss import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    iou_loss,
+)
 from d2proj.ops.matrix_nms import matrix_nms
 from d2proj.ops.multilevel_roi_align import MultiLevelRoIAlign, multilevel_roi_align
 from d2proj.ops.nms import batched_nms, nms, nms_padded
@@ -24,6 +31,10 @@ from d2proj.ops.soft_nms import batched_soft_nms, soft_nms
 __all__ = [
     "non_maximum_weighted",
     "weighted_boxes_fusion",
+    "box_iou",
+    "complete_box_iou",
+    "distance_box_iou",
+    "generalized_box_iou",
     "box_iou_rotated",
     "batched_cluster_nms",
     "cluster_nms",
@@ -36,6 +47,10 @@ __all__ = [
     "deform_roi_pool",
     "batched_diou_nms",
     "diou_nms",
+    "complete_box_iou_loss",
+    "distance_box_iou_loss",
+    "generalized_box_iou_loss",
+    "iou_loss",
     "matrix_nms",
     "MultiLevelRoIAlign",
     "multilevel_roi_align",

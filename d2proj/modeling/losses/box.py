@@ -2,12 +2,11 @@
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.modeling.box_coding import Box2BoxTransform
-from d2proj.modeling.boxes import box_area
+from d2proj.ops import generalized_box_iou_loss
 
 
 class BoxLoss(nn.Module):
@@ -66,14 +65,4 @@ class GIoUBoxLoss(BoxLoss):
     ) -> Tensor:
         """As :meth:`BoxLoss.forward`."""
         boxes = coder.apply_deltas(deltas, references)
-        x1, y1, x2, y2 = boxes.unbind(-1)
-        u1, v1, u2, v2 = targets.unbind(-1)
-        overlap_w = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-        overlap_h = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-        intersection = overlap_w * overlap_h
-        union = box_area(boxes) + box_area(targets) - intersection
-        hull_w = torch.maximum(x2, u2) - torch.minimum(x1, u1)
-        hull_h = torch.maximum(y2, v2) - torch.minimum(y1, v1)
-        hull = hull_w * hull_h
-        giou = intersection / (union + self.eps) - (hull - union) / (hull + self.eps)
-        return self.weight * (1.0 - giou).sum()
+        return self.weight * generalized_box_iou_loss(boxes, targets, "sum", self.eps)

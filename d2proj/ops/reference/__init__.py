@@ -2,10 +2,12 @@
 
 from d2proj.ops.reference import (
     box_fusion,
+    box_iou,
     box_iou_rotated,
     cluster_nms,
     deform_roi_pool,
     diou_nms,
+    iou_loss,
     matrix_nms,
     multilevel_roi_align,
     nms,
@@ -17,10 +19,12 @@ from d2proj.ops.reference import (
 
 __all__ = [
     "box_fusion",
+    "box_iou",
     "box_iou_rotated",
     "cluster_nms",
     "deform_roi_pool",
     "diou_nms",
+    "iou_loss",
     "matrix_nms",
     "multilevel_roi_align",
     "nms",
