@@ -37,8 +37,8 @@ D2_HD bool is_finite(T value) {
 // stays within 64 bits.
 template <typename T>
 D2_HD int64_t to_cell(T corner) {
-  constexpr double kFar = 1099511627776.0;  // 2^40
-  const double cell = std::round(static_cast<double>(corner));
+  constexpr T kFar = 1099511627776;  // 2^40
+  const T cell = std::round(corner);
   return static_cast<int64_t>(cell < -kFar ? -kFar : cell > kFar ? kFar : cell);
 }
 

@@ -18,10 +18,10 @@ def spans(
         scale: Cells per box unit.
         closed: The upper corner's cell belongs to the box.
     """
-    corners = torch.stack([low, high]) * scale
+    corners = (torch.stack([low, high]) * scale).double()
     # Halves go away from zero, unlike in torch.round.
     start, end = (corners.sign() * (corners.abs() + 0.5).floor()).clamp(-(2**40), 2**40).tolist()
-    length = corners.new_tensor(max(end - start + closed, 1.0)) / bins
+    length = low.new_tensor(max(end - start + closed, 1.0)) / bins
     at = torch.arange(bins, dtype=low.dtype, device=low.device)
     first = ((at * length).floor().double() + start).clamp(0, size)
     last = (((at + 1) * length).ceil().double() + start).clamp(0, size)
