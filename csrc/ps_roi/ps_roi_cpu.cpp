@@ -364,7 +364,7 @@ Tensor forward(const char* op, const Tensor& input, const Tensor& boxes, Options
   if (out.numel() == 0) return out;
   if (input.numel() == 0) return torch::stable::zero_(out);
   // The channels of a bin never lie side by side: a map that is not planar is made so.
-  const Tensor planar = torch::stable::contiguous(input);
+  const Tensor planar = roi_pool::in_format(input, MemoryFormat::Contiguous);
   with_plan<kAlign>(op, input.scalar_type(), boxes, input.size(0), o,
                     [&](auto t, auto a, const auto& plan, const auto& images) {
                       using T = decltype(t);

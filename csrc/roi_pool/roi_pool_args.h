@@ -96,6 +96,12 @@ inline Results empty_results(const Tensor& input, const std::vector<int64_t>& sh
   return {empty(shape, input.scalar_type()), empty(with_argmax ? shape : std::vector<int64_t>{0}, ScalarType::Int)};
 }
 
+// The same values in a memory format; asks torch only if they are not in it.
+inline Tensor in_format(const Tensor& tensor, MemoryFormat format) {
+  const bool already = format == MemoryFormat::Contiguous ? tensor.is_contiguous() : is_channels_last(tensor);
+  return already ? tensor : torch::stable::contiguous(tensor, format);
+}
+
 // A map without cells: every bin is empty.
 inline void clear(Results& results) {
   torch::stable::zero_(results.values);

@@ -15,36 +15,55 @@ struct Backward {
   const std::vector<Grid>& grids;
 };
 
+// Adds `bins` gradients of kPlanes channels to their planes, at map + channel * c_stride + cell * step. Neighbouring bins
+// often hold the same cell, and then each sum waits for the last: several channels at once hide that.
+template <int kPlanes, typename T, typename A>
+D2_INLINE void add_planes(A* map, int64_t c_stride, int64_t step, uint32_t cells, const T* grad, const int32_t* argmax,
+                          int64_t bins, int64_t channel) {
+  for (int64_t j = 0; j < bins; ++j) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPlanes; ++p) {
+      // -1 (nothing was pooled) is the largest of all when read unsigned.
+      const uint32_t cell = static_cast<uint32_t>(argmax[p * channel + j]);
+      if (cell < cells) map[p * c_stride + cell * step] += static_cast<A>(grad[p * channel + j]);
+    }
+  }
+}
+
 // Adds the gradients of the boxes to channels [c0, c0 + count) of their image: channel c, cell i of it is at
 // map + c * c_stride + i * step.
 template <typename T, typename A>
 void spread(const Backward<T, A>& f, const std::vector<int64_t>& boxes, int64_t c0, int64_t count, A* map,
             int64_t c_stride, int64_t step) {
+  constexpr int kPlanes = 4;
   const uint32_t cells = static_cast<uint32_t>(f.cells);
   for (size_t b = 0; b < boxes.size(); ++b) {
     for (const Grid& g : f.grids) {
       const int64_t first = g.base + c0 * g.channel, bins = g.pooled_h * g.pooled_w;
-      const int64_t at = boxes[b] * f.row + first;
-      if (g.bin == 1 && b + 1 < boxes.size()) {
-        // A short run of each box, far from the last one's: the hardware does not foresee it.
-        const T* next_grad = f.grad + boxes[b + 1] * f.row + first;
-        const int32_t* next_argmax = f.argmax + boxes[b + 1] * f.row + first;
-        for (int64_t i = 0; i < count * bins; i += 64 / sizeof(T)) __builtin_prefetch(next_grad + i);
-        for (int64_t i = 0; i < count * bins; i += 16) __builtin_prefetch(next_argmax + i);
+      const T* grad = f.grad + boxes[b] * f.row + first;
+      const int32_t* argmax = f.argmax + boxes[b] * f.row + first;
+      if (g.bin == 1) {
+        if (b + 1 < boxes.size()) {
+          // A short run of each box, far from the last one's: the hardware does not foresee it.
+          const int64_t ahead = (boxes[b + 1] - boxes[b]) * f.row;
+          for (int64_t i = 0; i < count * bins; i += 64 / sizeof(T)) __builtin_prefetch(grad + ahead + i);
+          for (int64_t i = 0; i < count * bins; i += 16) __builtin_prefetch(argmax + ahead + i);
+        }
+        int64_t c = 0;
+        for (; c + kPlanes <= count; c += kPlanes) {
+          add_planes<kPlanes>(map + c * c_stride, c_stride, step, cells, grad + c * g.channel, argmax + c * g.channel,
+                              bins, g.channel);
+        }
+        for (; c < count; ++c) {
+          add_planes<1>(map + c * c_stride, c_stride, step, cells, grad + c * g.channel, argmax + c * g.channel, bins,
+                        g.channel);
+        }
+        continue;
       }
-      // The loop over what lies side by side is the inner one.
-      const bool planar = g.bin == 1;
-      const int64_t outer = planar ? count : bins, inner = planar ? bins : count;
-      const int64_t outer_stride = planar ? g.channel : g.bin, inner_stride = planar ? g.bin : g.channel;
-      for (int64_t i = 0; i < outer; ++i) {
-        const T* grad = f.grad + at + i * outer_stride;
-        const int32_t* argmax = f.argmax + at + i * outer_stride;
-        A* to = planar ? map + i * c_stride : map;
-        const int64_t hop = planar ? 0 : c_stride;
-        for (int64_t j = 0; j < inner; ++j) {
-          // -1 (nothing was pooled) is the largest of all when read unsigned.
-          const uint32_t cell = static_cast<uint32_t>(argmax[j * inner_stride]);
-          if (cell < cells) to[cell * step + j * hop] += static_cast<A>(grad[j * inner_stride]);
+      for (int64_t bin = 0; bin < bins; ++bin, grad += g.bin, argmax += g.bin) {
+        for (int64_t c = 0; c < count; ++c) {
+          const uint32_t cell = static_cast<uint32_t>(argmax[c]);
+          if (cell < cells) map[c * c_stride + cell * step] += static_cast<A>(grad[c]);
         }
       }
     }
@@ -104,8 +123,7 @@ Tensor spread_all(const char* op, const Tensor& any_grad, const Tensor& boxes, c
   Tensor out = empty_4d(any_grad, batch_size, channels, height, width, channels_last);
   if (out.numel() == 0) return out;
   if (any_grad.numel() == 0) return torch::stable::zero_(out);
-  const Tensor grad = torch::stable::contiguous(any_grad, format);
-  const Tensor argmax = torch::stable::contiguous(any_argmax, format);
+  const Tensor grad = in_format(any_grad, format), argmax = in_format(any_argmax, format);
   advise_huge_pages(out);
   dispatch_floating(grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);

@@ -234,6 +234,39 @@ struct SingleForward {
   }
 };
 
+// One box, few channels: lanes would be empty, so one cell after the other.
+struct ScalarForward {
+  template <Level L, typename T, typename A>
+  static D2_INLINE void run(const Forward<T, A>& f, int64_t image, int64_t k) {
+    const Span* y = f.plan.box(k);
+    for (const Grid& g : f.plan.grids()) {
+      const Span* x = y + g.pooled_h;
+      for (int64_t c = 0; c < f.channels; ++c) {
+        const T* map = f.in.data + image * f.in.n + c * f.in.c;
+        int64_t at = k * f.row + g.base + c * g.channel;
+        for (int64_t ph = 0; ph < g.pooled_h; ++ph) {
+          for (int64_t pw = 0; pw < g.pooled_w; ++pw, at += g.bin) {
+            const bool empty = y[ph].count() == 0 || x[pw].count() == 0;
+            A best = empty ? A(0) : A(kLowest);
+            int64_t where = -1;
+            for (int64_t iy = y[ph].begin; iy < y[ph].end; ++iy) {
+              const T* row = map + iy * f.in.h;
+              for (int64_t ix = x[pw].begin; ix < x[pw].end; ++ix) {
+                const A cell = static_cast<A>(row[ix * f.in.w]);
+                where = cell > best ? iy * f.width + ix : where;
+                best = cell > best ? cell : best;
+              }
+            }
+            f.values[at] = static_cast<T>(best);
+            if (f.argmax) f.argmax[at] = static_cast<int32_t>(where);
+          }
+        }
+      }
+      y += g.pooled_h + g.pooled_w;
+    }
+  }
+};
+
 // Cuts an image's boxes into jobs, enough of them to occupy every thread: the result does not depend on the cut.
 void cut_jobs(const ImageBoxes& image, int64_t blocks, std::vector<ImageBoxes>& jobs) {
   const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
@@ -264,8 +297,16 @@ void forward(const Forward<T, A>& f, const std::vector<ImageBoxes>& images, int6
     foot.lay_out(0, height);
     return foot;
   };
+  const bool scalar = f.channels <= kFewChannels;
   for (const ImageBoxes& image : images) {
     if (image.boxes.empty()) continue;
+    if (scalar) {
+      for (const int64_t k : image.boxes) {
+        single.emplace_back(image.image, k);
+        single_cells += f.plan.cover(k).cells();
+      }
+      continue;
+    }
     const Footprint whole = footprint(image.boxes);
     if (as_it_lies || whole.taps() < whole.pixels() || whole.pixels() > kMaxPixels) {
       for (const int64_t k : image.boxes) single.emplace_back(image.image, k);
@@ -293,6 +334,13 @@ void forward(const Forward<T, A>& f, const std::vector<ImageBoxes>& images, int6
       }
     });
   });
+  if (scalar) {
+    const int64_t count = single.size(), cost = 1 + single_cells * f.channels / std::max<int64_t>(1, count) + f.row;
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) simd::dispatch<ScalarForward>(f, single[i].first, single[i].second);
+    });
+    return;
+  }
   const int64_t strip = kMostGroups * kLanes, strips = (f.channels + strip - 1) / strip;
   const int64_t tasks = single.size() * strips;
   const int64_t cost = tasks ? 1 + single_cells * f.channels / tasks : 1;

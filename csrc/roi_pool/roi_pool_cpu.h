@@ -25,6 +25,8 @@ using simd::Wide;
 constexpr int64_t kMaxPixels = int64_t(1) << 21;
 // Fewer comparisons than this are not worth a second thread.
 constexpr int64_t kGrain = 262144;
+// Up to so many channels are taken one by one.
+constexpr int64_t kFewChannels = 2;
 
 // The cells of every bin of every box, worked out once per call.
 class Plan {

@@ -286,8 +286,8 @@ Tensor spread_all(const char* op, const Tensor& any_grad, const Tensor& boxes, c
   Tensor out = empty_4d(any_grad, batch_size, channels, height, width, channels_last);
   if (out.numel() == 0) return out;
   if (any_grad.numel() == 0) return torch::stable::zero_(out);
-  const Tensor grad = torch::stable::contiguous(any_grad, format_of(grad_last));
-  const Tensor argmax = torch::stable::contiguous(any_argmax, format_of(grad_last));
+  const MemoryFormat format = format_of(grad_last);
+  const Tensor grad = in_format(any_grad, format), argmax = in_format(any_argmax, format);
   const cudaStream_t stream = current_stream(grad);
   const Problem p = make_problem(boxes.size(0), channels, batch_size, height, width, spatial_scale, grids);
   const int64_t image_stride = channels * height * width;
