@@ -56,8 +56,8 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
             mapping = mapping.contiguous()
             yield Case(
                 f"{name} backward: {text}",
-                lambda f=ours, a=(grad, rois, 1 / 16, 7, 7, *input.shape, *ratio): (
-                    f(*a, layout == "nhwc", False)
+                lambda f=ours, a=(grad, rois, 1 / 16, 7, 7, *input.shape, *ratio): f(
+                    *a, layout == "nhwc", False
                 ),
                 lambda f=peer, a=(grad, rois, mapping, 1 / 16, 7, 7, *ratio, *input.shape): f(*a),
                 "torchvision",
@@ -75,8 +75,8 @@ def memory_cases() -> Iterator[MemoryCase]:
         output = getattr(ops, name)(*args)
         yield MemoryCase(
             f"{name} backward",
-            lambda f=getattr(torch.ops.d2proj, f"_{name}_backward"), g=output, r=ratio: (
-                f(g, rois, 1 / 16, 7, 7, *input.shape, *r, False, False)
+            lambda f=getattr(torch.ops.d2proj, f"_{name}_backward"), g=output, r=ratio: f(
+                g, rois, 1 / 16, 7, 7, *input.shape, *r, False, False
             ),
             bound,
         )

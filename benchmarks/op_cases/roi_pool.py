@@ -118,14 +118,20 @@ def gpu_checks() -> Iterator[Check]:
                 yield f"{name} backward, deterministic", difference(fixed, expected), tolerance
                 yield f"{name} backward, deterministic, twice", difference(fixed, again), 0.0
     nan, inf = float("nan"), float("inf")
-    strange = torch.tensor([[0, nan, 0, 1, 1], [0, 0, 0, inf, 1], [9, 0, 0, 4, 4], [-1, 0, 0, 4, 4]])
+    strange = torch.tensor(
+        [[0, nan, 0, 1, 1], [0, 0, 0, inf, 1], [9, 0, 0, 4, 4], [-1, 0, 0, 4, 4]]
+    )
     input = torch.ones(1, 8, 6, 6, device="cuda")
     output = ops.roi_pool(input, strange.cuda(), 3)
     yield "roi_pool: strange boxes pool to zero", difference(output, output * 0), 0.0
     input[0, :, 2:4] = nan
     whole = torch.tensor([[0.0, 0, 0, 5, 5], [0, -1e30, -1e30, 1e30, 1e30]])
     cpu = ops.roi_pool(input.cpu(), whole, 3)
-    yield "roi_pool: NaN cells, huge boxes", difference(ops.roi_pool(input, whole.cuda(), 3), cpu), 0.0
+    yield (
+        "roi_pool: NaN cells, huge boxes",
+        difference(ops.roi_pool(input, whole.cuda(), 3), cpu),
+        0.0,
+    )
 
 
 def gpu_times() -> Iterator[Timing]:

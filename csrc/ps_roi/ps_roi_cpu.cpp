@@ -295,8 +295,8 @@ void run(const Problem<T, A, Boxes>& f, const std::vector<ImageBoxes>& groups, b
     }
     // Turning a pixel costs about two sums of a tap, and saves those of all channels but one. Decided for an image as a
     // whole, so that it does not depend on the number of threads.
-    image.packed = (backward && !std::is_same_v<T, A>) ||
-                   (image_taps * (planes - 1) > 2 * pixels && most <= kMaxPixels);
+    image.packed =
+        (backward && !std::is_same_v<T, A>) || (image_taps * (planes - 1) > 2 * pixels && most <= kMaxPixels);
     if (image.packed) most_pixels = std::max(most_pixels, most);
     taps += image_taps;
     images.push_back(std::move(image));
@@ -399,8 +399,7 @@ Tensor backward(const char* op, const Tensor& grad, const Tensor& boxes, const O
 
 Tensor pool_cpu(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                 int64_t pooled_width) {
-  return forward<false>("ps_roi_pool", input, boxes,
-                        {pooled_height, pooled_width, 0, 0, spatial_scale, 0});
+  return forward<false>("ps_roi_pool", input, boxes, {pooled_height, pooled_width, 0, 0, spatial_scale, 0});
 }
 
 Tensor pool_backward_cpu(const Tensor& grad, const Tensor& boxes, double spatial_scale, int64_t pooled_height,

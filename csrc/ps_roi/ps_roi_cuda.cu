@@ -156,9 +156,7 @@ __global__ void __launch_bounds__(kThreads)
     A sum = A(0);
     if (image >= 0 && bin.valid) {
       const T* map = input + image * in.n + source_of(at, p.o) * in.c;
-      bin.visit(p.o, [&](int64_t y, int64_t x, A weight) {
-        sum += weight * static_cast<A>(map[y * in.h + x * in.w]);
-      });
+      bin.visit(p.o, [&](int64_t y, int64_t x, A weight) { sum += weight * static_cast<A>(map[y * in.h + x * in.w]); });
       sum *= bin.scale;
     }
     output[offset_of(at, out)] = static_cast<T>(sum);

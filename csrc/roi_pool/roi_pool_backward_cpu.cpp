@@ -15,8 +15,8 @@ struct Backward {
   const std::vector<Grid>& grids;
 };
 
-// Adds `bins` gradients of kPlanes channels to their planes, at map + channel * c_stride + cell * step. Neighbouring bins
-// often hold the same cell, and then each sum waits for the last: several channels at once hide that.
+// Adds `bins` gradients of kPlanes channels to their planes, at map + channel * c_stride + cell * step. Neighbouring
+// bins often hold the same cell, and then each sum waits for the last: several channels at once hide that.
 template <int kPlanes, typename T, typename A>
 D2_INLINE void add_planes(A* map, int64_t c_stride, int64_t step, uint32_t cells, const T* grad, const int32_t* argmax,
                           int64_t bins, int64_t channel) {
@@ -88,33 +88,32 @@ void backward(const Backward<T, A>& f, const std::vector<ImageBoxes>& images, in
   int64_t boxes = 0;
   for (const ImageBoxes& image : images) boxes += image.boxes.size();
   const int64_t cost = 1 + (boxes * f.row / channels + count * f.cells / 8) * block / count;
-  torch::stable::parallel_for(
-      0, count * blocks, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
-        const auto buffer = aligned_buffer<A>(direct ? 0 : block * f.cells);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t n = i % count, c0 = i / count * block, planes = std::min(block, channels - c0);
-          T* out = f.out + n * f.n + c0 * f.c;
-          if constexpr (std::is_same_v<T, A>) {
-            if (planar) {
-              for (int64_t p = 0; p < planes; ++p) std::memset(out + p * f.c, 0, f.cells * sizeof(T));
-            } else {
-              for (int64_t cell = 0; cell < f.cells; ++cell) {
-                std::memset(out + cell * f.pixel, 0, planes * sizeof(T));
-              }
-            }
-            spread(f, images[n].boxes, c0, planes, out, f.c, f.pixel);
-          } else {
-            std::memset(buffer.get(), 0, planes * f.cells * sizeof(A));
-            spread(f, images[n].boxes, c0, planes, buffer.get(), f.cells, int64_t(1));
-            for (int64_t p = 0; p < planes; ++p) {
-              const A* from = buffer.get() + p * f.cells;
-              for (int64_t cell = 0; cell < f.cells; ++cell) {
-                out[cell * f.pixel + p * f.c] = static_cast<T>(from[cell]);
-              }
-            }
+  torch::stable::parallel_for(0, count * blocks, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
+    const auto buffer = aligned_buffer<A>(direct ? 0 : block * f.cells);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i % count, c0 = i / count * block, planes = std::min(block, channels - c0);
+      T* out = f.out + n * f.n + c0 * f.c;
+      if constexpr (std::is_same_v<T, A>) {
+        if (planar) {
+          for (int64_t p = 0; p < planes; ++p) std::memset(out + p * f.c, 0, f.cells * sizeof(T));
+        } else {
+          for (int64_t cell = 0; cell < f.cells; ++cell) {
+            std::memset(out + cell * f.pixel, 0, planes * sizeof(T));
           }
         }
-      });
+        spread(f, images[n].boxes, c0, planes, out, f.c, f.pixel);
+      } else {
+        std::memset(buffer.get(), 0, planes * f.cells * sizeof(A));
+        spread(f, images[n].boxes, c0, planes, buffer.get(), f.cells, int64_t(1));
+        for (int64_t p = 0; p < planes; ++p) {
+          const A* from = buffer.get() + p * f.cells;
+          for (int64_t cell = 0; cell < f.cells; ++cell) {
+            out[cell * f.pixel + p * f.c] = static_cast<T>(from[cell]);
+          }
+        }
+      }
+    }
+  });
 }
 
 Tensor spread_all(const char* op, const Tensor& any_grad, const Tensor& boxes, const Tensor& any_argmax,
@@ -129,8 +128,7 @@ Tensor spread_all(const char* op, const Tensor& any_grad, const Tensor& boxes, c
     using T = decltype(tag);
     using A = accumulate_t<T>;
     const Tensor rois = boxes_as<A>(boxes);
-    const auto images =
-        group_by_image(op, static_cast<const A*>(rois.const_data_ptr()), rois.size(0), batch_size);
+    const auto images = group_by_image(op, static_cast<const A*>(rois.const_data_ptr()), rois.size(0), batch_size);
     const Backward<T, A> f{static_cast<const T*>(grad.const_data_ptr()),
                            static_cast<const int32_t*>(argmax.const_data_ptr()),
                            static_cast<T*>(out.mutable_data_ptr()),

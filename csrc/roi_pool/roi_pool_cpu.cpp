@@ -26,7 +26,9 @@ using index_t = typename Register<Level::kBase, A>::Int;
 
 // How many times 64 bytes of channels that lie side by side are taken at once: what the registers hold.
 template <Level L>
-constexpr int kSideBySide = L == Level::kAvx512 ? 4 : L == Level::kAvx2 ? 2 : 1;
+constexpr int kSideBySide = L == Level::kAvx512 ? 4
+                            : L == Level::kAvx2 ? 2
+                                                : 1;
 constexpr int kMostGroups = 4;
 
 // The bins of one box and 64 bytes of channels: maxima and, if wanted, where they are. Grids follow each other. Further
@@ -74,8 +76,7 @@ D2_INLINE void merge_row(const Tile<A>& tile, const A* row, int64_t step, const 
     }
     for (int64_t ph = rows.low; ph < rows.high; ++ph) {
       for (int p = 0; p < kParts; ++p) {
-        const int64_t at_bin =
-            p / R::kParts * tile.group + (ph * pooled_w + pw) * kLanes + p % R::kParts * R::kLanes;
+        const int64_t at_bin = p / R::kParts * tile.group + (ph * pooled_w + pw) * kLanes + p % R::kParts * R::kLanes;
         V old;
         simd::load(old, tile.value + at_bin);
         if constexpr (kIndex) {
@@ -95,7 +96,7 @@ template <typename T, typename A>
 struct Forward {
   Map<const T> in;
   T* values;
-  int32_t* argmax;  // null if not wanted
+  int32_t* argmax;               // null if not wanted
   int64_t channels, width, row;  // row: elements of the result per box
   int64_t bins;                  // of all grids, per channel
   const Plan& plan;
@@ -137,7 +138,8 @@ D2_INLINE void pool_box(const Forward<T, A>& f, int64_t k, int64_t c0, int64_t c
     for (const Grid& g : grids) {
       while (r->low < g.pooled_h && from[r->low].end <= y) ++r->low;
       while (r->high < g.pooled_h && from[r->high].begin <= y) ++r->high;
-      merge_row<L, kIndex, kGroups>(to, row, step, from + g.pooled_h, *r, g.pooled_w, static_cast<index_t<A>>(y * f.width));
+      merge_row<L, kIndex, kGroups>(to, row, step, from + g.pooled_h, *r, g.pooled_w,
+                                    static_cast<index_t<A>>(y * f.width));
       to.value += g.pooled_h * g.pooled_w * kLanes;
       to.index += g.pooled_h * g.pooled_w * kLanes;
       from += g.pooled_h + g.pooled_w;
@@ -189,9 +191,8 @@ struct PackedForward {
       simd::gather_lanes<L>(pixels + (rows[y] + first) * kLanes, source + y * f.in.h + first * f.in.w, f.in.c, f.in.w,
                             count, foot.last(y) - first);
     }
-    const auto row_at = [pixels, rows](int64_t y, const Span&) __attribute__((always_inline)) {
-      return static_cast<const A*>(pixels + rows[y] * kLanes);
-    };
+    const auto row_at = [pixels, rows](int64_t y, const Span&)
+                            __attribute__((always_inline)) { return static_cast<const A*>(pixels + rows[y] * kLanes); };
     for (const int64_t k : job.boxes) pool_box<L, 1>(f, k, c0, count, tile, row_at, kLanes);
   }
 };
@@ -227,9 +228,8 @@ struct SingleForward {
   template <Level L, int kGroups, typename A>
   static D2_INLINE void as_it_lies(const Forward<A, A>& f, int64_t image, int64_t k, int64_t c0, const Tile<A>& tile) {
     const A* source = f.in.data + image * f.in.n + c0;
-    const auto row_at = [source, &f](int64_t y, const Span&) __attribute__((always_inline)) {
-      return source + y * f.in.h;
-    };
+    const auto row_at = [source, &f](int64_t y, const Span&)
+                            __attribute__((always_inline)) { return source + y * f.in.h; };
     pool_box<L, kGroups>(f, k, c0, kGroups * Wide<A>::kLanes, tile, row_at, f.in.w);
   }
 };

@@ -166,8 +166,7 @@ __global__ void __launch_bounds__(kThreads)
     const Place at = place_of<I, kLast, 1>(index, p);
     const int64_t image = image_of(boxes + at.k * 5, p.images);
     if (image < 0) continue;
-    atomicAdd(output + image * image_stride + at.c * channel_stride + cell * pixel_stride,
-              static_cast<A>(grad[index]));
+    atomicAdd(output + image * image_stride + at.c * channel_stride + cell * pixel_stride, static_cast<A>(grad[index]));
   }
 }
 
@@ -247,8 +246,8 @@ void pool(const char* op, const Tensor& input, const Tensor& boxes, double spati
   if (input.numel() == 0) return clear(results);
   const cudaStream_t stream = current_stream(input);
   const bool last = is_channels_last(input);
-  const Problem p = make_problem(boxes.size(0), input.size(1), input.size(0), input.size(2), input.size(3),
-                                 spatial_scale, grids);
+  const Problem p =
+      make_problem(boxes.size(0), input.size(1), input.size(0), input.size(2), input.size(3), spatial_scale, grids);
   dispatch_floating(input.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = accumulate_t<T>;
@@ -263,10 +262,9 @@ void pool(const char* op, const Tensor& input, const Tensor& boxes, double spati
     with_index(total, [&](auto index_tag) {
       using I = decltype(index_tag);
       const auto launch = [&](auto kernel) {
-        kernel<<<grid_for(total), kThreads, 0, stream>>>(from, strides_of(input),
-                                                         static_cast<const A*>(rois.const_data_ptr()),
-                                                         static_cast<T*>(results.values.mutable_data_ptr()), argmax,
-                                                         static_cast<I>(total), p);
+        kernel<<<grid_for(total), kThreads, 0, stream>>>(
+            from, strides_of(input), static_cast<const A*>(rois.const_data_ptr()),
+            static_cast<T*>(results.values.mutable_data_ptr()), argmax, static_cast<I>(total), p);
       };
       if (wide) {
         launch(forward_kernel<T, A, I, true, kWide>);
@@ -307,9 +305,9 @@ Tensor spread_all(const char* op, const Tensor& any_grad, const Tensor& boxes, c
             "the map has too many pixels: ", batch_size * height * width);
       const int64_t groups = std::min<int64_t>((channels + kChannels - 1) / kChannels, 65535);
       const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
-      deterministic_kernel<T, A><<<grid, kTile * kTile, 0, stream>>>(
-          from, cells, b, static_cast<T*>(out.mutable_data_ptr()), image_stride, channel_stride, pixel_stride, p,
-          tiles_x, tiles_y);
+      deterministic_kernel<T, A>
+          <<<grid, kTile * kTile, 0, stream>>>(from, cells, b, static_cast<T*>(out.mutable_data_ptr()), image_stride,
+                                               channel_stride, pixel_stride, p, tiles_x, tiles_y);
     } else {
       const int64_t total = grad.numel();
       with_index(total, [&](auto index_tag) {
@@ -376,8 +374,8 @@ Tensor pyramid_backward_cuda(const Tensor& grad, const Tensor& boxes, const Tens
   check_bins(kOp, bins);
   check_backward(kOp, grad, boxes, argmax, {boxes.size(0), channels * bins_of(bins)}, height, width);
   const CudaDevice device(grad);
-  return spread_all(kOp, grad, boxes, argmax, pyramid_grids(channels, bins), false, spatial_scale, batch_size,
-                    channels, height, width, channels_last, deterministic);
+  return spread_all(kOp, grad, boxes, argmax, pyramid_grids(channels, bins), false, spatial_scale, batch_size, channels,
+                    height, width, channels_last, deterministic);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Position-sensitive RoI pooling (Dai et al., R-FCN, 2016) and RoIAlign (Light-Head R-CNN, 2017)."""
+"""Position-sensitive RoI pooling (R-FCN, 2016) and RoIAlign (Light-Head R-CNN, 2017)."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def ps_roi_pool(
 
     Args:
         input: (N, C * height * width, H, W), float16, bfloat16, float32 or float64; channel
-            ``(c * height + ph) * width + pw`` is what bin (ph, pw) of channel c of the result reads.
+            ``(c * height + ph) * width + pw`` is what bin (ph, pw) of the result's channel c reads.
         boxes: (K, 5) of image index, x1, y1, x2, y2, or a (K_i, 4) for each image; in the units
             that ``spatial_scale`` maps to feature cells. float32 or float64 (half is raised).
         output_size: Height and width of the result, or one number for both.
@@ -110,9 +110,7 @@ class PSRoIAlign(nn.Module):
 
     def forward(self, input: Tensor, rois: BoxesLike) -> Tensor:
         """Pool ``rois`` of ``input`` (see :func:`ps_roi_align`)."""
-        return ps_roi_align(
-            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio
-        )
+        return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""

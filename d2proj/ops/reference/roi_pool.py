@@ -12,7 +12,8 @@ def spans(
     """The cells [begin, end) of each bin along an axis of ``size`` cells.
 
     Args:
-        low, high: Corners of the box.
+        low: Lower corner of the box.
+        high: Upper corner.
         bins: How many it is cut into.
         size: Cells of the map.
         scale: Cells per box unit.
