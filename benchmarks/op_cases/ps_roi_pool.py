@@ -40,20 +40,22 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
         rois = random_rois(k, 1, height * 16).to(dtype)
         for name, ratio in NAMES.items():
             text = f"{k} boxes, {c}*49x{height}x{width} {layout} {str(dtype)[6:]}"
-            op = (getattr(torch.ops, where) for where in ("d2proj", "torchvision"))
-            ours, peer = (getattr(each, f"_{name}_backward") for each in op)
+            op, peer_op = getattr(ops, name), getattr(torchvision.ops, name)
+            both = (getattr(torch.ops, where) for where in ("d2proj", "torchvision"))
+            ours, peer = (getattr(each, f"_{name}_backward") for each in both)
             args = (input, rois, 7, 1 / 16, *ratio)
-            output = getattr(ops, name)(*args)
+            output = op(*args)
             yield Case(
                 f"{name} forward: {text}",
-                lambda f=getattr(ops, name), a=args: f(*a),
-                lambda f=getattr(torchvision.ops, name), a=args: f(*a),
+                lambda f=op, a=args: f(*a),
+                lambda f=peer_op, a=args: f(*a),
                 "torchvision",
                 size_of(input, output),
             )
             grad = torch.randn_like(output)
             mapping = torch.arange(c * 49, dtype=torch.int32).view(1, c, 7, 7).expand(k, -1, 7, 7)
             mapping = mapping.contiguous()
+            sizes, last = (1 / 16, 7, 7), layout == "nhwc"
             yield Case(
                 f"{name} backward: {text}",
                 lambda f=ours, a=(grad, rois, 1 / 16, 7, 7, *input.shape, *ratio): f(
@@ -70,12 +72,13 @@ def memory_cases() -> Iterator[MemoryCase]:
     input, rois = torch.randn(1, 21 * 49, 38, 63), random_rois(300, 1, 600)
     bound = 300 * 2000 + torch.get_num_threads() * 64 * 38 * 63 + (1 << 17)
     for name, ratio in NAMES.items():
-        args = (input, rois, 7, 1 / 16, *ratio)
-        yield MemoryCase(f"{name} forward", lambda f=getattr(ops, name), a=args: f(*a), bound)
-        output = getattr(ops, name)(*args)
+        args, op = (input, rois, 7, 1 / 16, *ratio), getattr(ops, name)
+        backward = getattr(torch.ops.d2proj, f"_{name}_backward")
+        yield MemoryCase(f"{name} forward", lambda f=op, a=args: f(*a), bound)
+        output = op(*args)
         yield MemoryCase(
             f"{name} backward",
-            lambda f=getattr(torch.ops.d2proj, f"_{name}_backward"), g=output, r=ratio: f(
+            lambda f=backward, g=output, r=ratio: f(
                 g, rois, 1 / 16, 7, 7, *input.shape, *r, False, False
             ),
             bound,
@@ -124,10 +127,11 @@ def gpu_times() -> Iterator[Timing]:
         rois = random_rois(300, 1, 600).cuda()
         for name, ratio in NAMES.items():
             args = (input, rois, 7, 1 / 16, *ratio)
-            output = getattr(ops, name)(*args)
+            op, peer = getattr(ops, name), getattr(torchvision.ops, name)
+            output = op(*args)
             yield (
                 f"{name} {layout} forward",
-                lambda f=getattr(ops, name), a=args: f(*a),
-                lambda f=getattr(torchvision.ops, name), a=args: f(*a),
+                lambda f=op, a=args: f(*a),
+                lambda f=peer, a=args: f(*a),
                 size_of(input, output),
             )

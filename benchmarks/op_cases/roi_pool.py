@@ -157,12 +157,13 @@ def gpu_times() -> Iterator[Timing]:
                 )
             grad = torch.randn_like(output)
             shape = (0.25, 7, 7, *input.shape)
+            peer_grad, planar = grad.to(peer_dtype), argmax.contiguous()
             yield (
                 f"{name} backward",
                 lambda a=(grad, rois, argmax, *shape, layout == "nhwc", False): (
                     torch.ops.d2proj._roi_pool_backward(*a)
                 ),
-                lambda a=(grad.to(peer_dtype), peer[1], argmax.contiguous(), *shape): (
+                lambda a=(peer_grad, peer[1], planar, *shape): (
                     torch.ops.torchvision._roi_pool_backward(*a)
                 ),
                 moved + size_of(argmax),
