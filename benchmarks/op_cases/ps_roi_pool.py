@@ -58,10 +58,8 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
             sizes, last = (1 / 16, 7, 7), layout == "nhwc"
             yield Case(
                 f"{name} backward: {text}",
-                lambda f=ours, a=(grad, rois, 1 / 16, 7, 7, *input.shape, *ratio): f(
-                    *a, layout == "nhwc", False
-                ),
-                lambda f=peer, a=(grad, rois, mapping, 1 / 16, 7, 7, *ratio, *input.shape): f(*a),
+                lambda f=ours, a=(grad, rois, *sizes, *input.shape, *ratio, last, False): f(*a),
+                lambda f=peer, a=(grad, rois, mapping, *sizes, *ratio, *input.shape): f(*a),
                 "torchvision",
                 size_of(input, grad),
             )
