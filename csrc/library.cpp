@@ -93,4 +93,35 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def(
       "_box_iou_loss_backward(Tensor grad, Tensor boxes1, Tensor boxes2, int kind, bool log, int reduction, float eps, "
       "bool want1, bool want2) -> (Tensor, Tensor)");
+  // roi_pool, spatial_pyramid_pool
+  m.def(
+      "roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "bool with_argmax) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "_roi_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last, "
+      "bool deterministic) -> Tensor");
+  m.def(
+      "spatial_pyramid_pool(Tensor input, Tensor boxes, int[] bins, float spatial_scale, bool with_argmax) "
+      "-> (Tensor output, Tensor argmax)");
+  m.def(
+      "_spatial_pyramid_pool_backward(Tensor grad, Tensor boxes, Tensor argmax, int[] bins, float spatial_scale, "
+      "SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last, bool deterministic) "
+      "-> Tensor");
+
+  // ps_roi_pool, ps_roi_align
+  m.def(
+      "ps_roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) "
+      "-> Tensor");
+  m.def(
+      "_ps_roi_pool_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last, "
+      "bool deterministic) -> Tensor");
+  m.def(
+      "ps_roi_align(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+      "int sampling_ratio) -> Tensor");
+  m.def(
+      "_ps_roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt pooled_height, "
+      "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, "
+      "bool channels_last, bool deterministic) -> Tensor");
 }

@@ -129,6 +129,15 @@ class Footprint {
   }
   void count_taps(int64_t taps) { taps_ += taps; }
 
+  // A whole rectangle, each of its pixels read once.
+  void add(int64_t y_begin, int64_t y_end, int64_t x_begin, int64_t x_end) {
+    for (int64_t row = y_begin; row < y_end; ++row) {
+      first_[row] = std::min(first_[row], x_begin);
+      last_[row] = std::max(last_[row], x_end);
+    }
+    taps_ += (y_end - y_begin) * (x_end - x_begin);
+  }
+
   // Lays the rows [begin, end) one after the other, widened to whole vectors of eight pixels where the map allows it.
   void lay_out(int64_t begin, int64_t end) {
     offset_.assign(first_.size(), 0);

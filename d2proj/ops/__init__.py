@@ -24,9 +24,12 @@ from d2proj.ops.matrix_nms import matrix_nms
 from d2proj.ops.multilevel_roi_align import MultiLevelRoIAlign, multilevel_roi_align
 from d2proj.ops.nms import batched_nms, nms, nms_padded
 from d2proj.ops.nms_rotated import batched_nms_rotated, nms_rotated
+from d2proj.ops.ps_roi_pool import PSRoIAlign, PSRoIPool, ps_roi_align, ps_roi_pool
 from d2proj.ops.roi_align import RoIAlign, roi_align
 from d2proj.ops.roi_align_rotated import RoIAlignRotated, roi_align_rotated
+from d2proj.ops.roi_pool import RoIPool, roi_pool
 from d2proj.ops.soft_nms import batched_soft_nms, soft_nms
+from d2proj.ops.spatial_pyramid_pool import SpatialPyramidPool, spatial_pyramid_pool
 
 __all__ = [
     "non_maximum_weighted",
@@ -59,10 +62,18 @@ __all__ = [
     "nms_padded",
     "batched_nms_rotated",
     "nms_rotated",
+    "PSRoIAlign",
+    "PSRoIPool",
+    "ps_roi_align",
+    "ps_roi_pool",
     "RoIAlign",
     "roi_align",
     "RoIAlignRotated",
     "roi_align_rotated",
+    "RoIPool",
+    "roi_pool",
     "batched_soft_nms",
     "soft_nms",
+    "SpatialPyramidPool",
+    "spatial_pyramid_pool",
 ]

@@ -12,9 +12,12 @@ from d2proj.ops.reference import (
     multilevel_roi_align,
     nms,
     nms_rotated,
+    ps_roi_pool,
     roi_align,
     roi_align_rotated,
+    roi_pool,
     soft_nms,
+    spatial_pyramid_pool,
 )
 
 __all__ = [
@@ -29,7 +32,10 @@ __all__ = [
     "multilevel_roi_align",
     "nms",
     "nms_rotated",
+    "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
+    "roi_pool",
     "soft_nms",
+    "spatial_pyramid_pool",
 ]
