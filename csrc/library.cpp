@@ -22,4 +22,17 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   m.def("_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor keep, Tensor count)");
+
+  // corner_pool
+  m.def("corner_pool(Tensor input, int dim, bool from_end) -> Tensor");
+  m.def("_corner_pool_backward(Tensor grad, Tensor input, int dim, bool from_end) -> Tensor");
+  m.def("corner_pool_pair(Tensor x_a, Tensor x_b, bool from_end) -> Tensor");
+  m.def("_corner_pool_pair_backward(Tensor grad, Tensor x_a, Tensor x_b, bool from_end) -> (Tensor, Tensor)");
+
+  // sigmoid_focal_loss
+  m.def(
+      "sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, int reduction) -> Tensor");
+  m.def(
+      "_sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma, "
+      "int reduction) -> Tensor");
 }
