@@ -11,6 +11,7 @@ from d2proj.ops.corner_pool import (
 )
 from d2proj.ops.nms import batched_nms, nms, nms_padded
 from d2proj.ops.roi_align import RoIAlign, roi_align
+from d2proj.ops.sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     "BottomPool",
@@ -25,4 +26,5 @@ __all__ = [
     "batched_nms",
     "nms",
     "nms_padded",
+    "sigmoid_focal_loss",
 ]

@@ -1,0 +1,103 @@
+// Elementary functions of single numbers, without branches, so that a loop over them vectorises in whatever function it
+// is inlined into. Relative error, measured over the whole range: below 3e-7 in float32, 6e-16 in float64. Results below
+// the normal range are as exact as that range allows.
+#pragma once
+
+#include <cstdint>
+
+#include "common/simd.h"
+
+namespace d2proj {
+namespace simd {
+
+template <typename A>
+struct FloatBits;
+template <>
+struct FloatBits<float> {
+  using type = int32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  static constexpr float kTiny = 1.1754943508222875e-38f;
+  static constexpr float kExpLowest = -104.0f;  // e^x of less is zero
+  static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860682030941723212e-6f;
+  static constexpr int kExpTerms = 7, kAtanhTerms = 5;
+};
+template <>
+struct FloatBits<double> {
+  using type = int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kTiny = 2.2250738585072014e-308;
+  static constexpr double kExpLowest = -746.0;
+  static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+  static constexpr int kExpTerms = 13, kAtanhTerms = 11;
+};
+
+template <typename To, typename From>
+D2_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+
+// e^x for x <= 0 (and a little above).
+template <typename A>
+D2_INLINE A exp_negative(A x) {
+  using F = FloatBits<A>;
+  using B = typename F::type;
+  x = x < F::kExpLowest ? F::kExpLowest : x;  // a NaN stays
+  const A shifted = x * A(1.4426950408889634074) + F::kRound;
+  const A n = shifted - F::kRound;
+  const A r = (x - n * F::kLn2High) - n * F::kLn2Low;
+  A sum = A(inverse_factorial(F::kExpTerms));
+#pragma GCC unroll 16
+  for (int k = F::kExpTerms - 1; k >= 0; --k) sum = sum * r + A(inverse_factorial(k));
+  // 2^n in two factors: neither leaves the normal range.
+  const B power = bits_as<B>(shifted) - bits_as<B>(F::kRound), half = power >> 1;
+  const A a = bits_as<A>((half + F::kBias) << F::kMantissa);
+  const A b = bits_as<A>((power - half + F::kBias) << F::kMantissa);
+  return sum * a * b;
+}
+
+// 2 atanh(z), the logarithm of (1 + z) / (1 - z), for |z| up to 0.172.
+template <typename A>
+D2_INLINE A twice_atanh(A z) {
+  const A square = z * z;
+  A sum = A(1.0 / (2 * FloatBits<A>::kAtanhTerms + 1));
+#pragma GCC unroll 16
+  for (int k = FloatBits<A>::kAtanhTerms - 1; k > 0; --k) sum = sum * square + A(1.0 / (2 * k + 1));
+  return A(2) * (z + z * square * sum);
+}
+
+// log(1 + e) for e from 0 to 1.
+template <typename A>
+D2_INLINE A log1p_unit(A e) {
+  const bool large = e > A(0.41421356237309515);
+  const A above = e - A(1), low = e + A(2), high = e + A(3);
+  const A result = twice_atanh((large ? above : e) / (large ? high : low));
+  const A halved = result + A(0.69314718055994530942);
+  return large ? halved : result;
+}
+
+// log(s) for s >= 0; a NaN for less.
+template <typename A>
+D2_INLINE A log_positive(A s) {
+  using F = FloatBits<A>;
+  using B = typename F::type;
+  const A grown = s * A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0);  // 2^24 or 2^54
+  const bool small = s < F::kTiny;
+  const B bits = bits_as<B>(small ? grown : s);
+  // Without its exponent the number lies between sqrt(1/2) and sqrt(2).
+  const B exponent = (bits - bits_as<B>(A(0.70710678118654752440))) >> F::kMantissa;
+  const A rest = bits_as<A>(bits - (exponent << F::kMantissa));
+  const A n = static_cast<A>(exponent - (small ? F::kMantissa + (sizeof(A) == 4 ? 1 : 2) : 0));
+  const A result = n * F::kLn2High + (twice_atanh((rest - A(1)) / (rest + A(1))) + n * F::kLn2Low);
+  const A other = s == A(0) ? A(-__builtin_inf()) : A(__builtin_nan(""));
+  return s > A(0) ? result : other;
+}
+
+}  // namespace simd
+}  // namespace d2proj
