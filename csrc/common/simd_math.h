@@ -1,5 +1,6 @@
 // Elementary functions of single numbers, without branches, so that a loop over them vectorises in whatever function it
-// is inlined into. Relative error, measured over the whole range: below 3e-7 in float32, 6e-16 in float64. Results below
+// is inlined into: only constants are chosen between (g++ moves arithmetic into the branches of a choice, and then gives
+// the loop up). Relative error, measured over the whole range: below 3e-7 in float32, 6e-16 in float64. Results below
 // the normal range are as exact as that range allows.
 #pragma once
 
@@ -41,7 +42,20 @@ D2_INLINE To bits_as(From from) {
   return to;
 }
 
-constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+constexpr double kInverseFactorial[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800};
 
 // e^x for x <= 0 (and a little above).
 template <typename A>
@@ -52,9 +66,9 @@ D2_INLINE A exp_negative(A x) {
   const A shifted = x * A(1.4426950408889634074) + F::kRound;
   const A n = shifted - F::kRound;
   const A r = (x - n * F::kLn2High) - n * F::kLn2Low;
-  A sum = A(inverse_factorial(F::kExpTerms));
+  A sum = A(kInverseFactorial[F::kExpTerms]);
 #pragma GCC unroll 16
-  for (int k = F::kExpTerms - 1; k >= 0; --k) sum = sum * r + A(inverse_factorial(k));
+  for (int k = F::kExpTerms - 1; k >= 0; --k) sum = sum * r + A(kInverseFactorial[k]);
   // 2^n in two factors: neither leaves the normal range.
   const B power = bits_as<B>(shifted) - bits_as<B>(F::kRound), half = power >> 1;
   const A a = bits_as<A>((half + F::kBias) << F::kMantissa);
@@ -75,11 +89,10 @@ D2_INLINE A twice_atanh(A z) {
 // log(1 + e) for e from 0 to 1.
 template <typename A>
 D2_INLINE A log1p_unit(A e) {
+  // The larger ones as log((1 + e) / 2) + log(2).
   const bool large = e > A(0.41421356237309515);
-  const A above = e - A(1), low = e + A(2), high = e + A(3);
-  const A result = twice_atanh((large ? above : e) / (large ? high : low));
-  const A halved = result + A(0.69314718055994530942);
-  return large ? halved : result;
+  const A result = twice_atanh((e - (large ? A(1) : A(0))) / (e + (large ? A(3) : A(2))));
+  return result + (large ? A(0.69314718055994530942) : A(0));
 }
 
 // log(s) for s >= 0; a NaN for less.
@@ -87,16 +100,15 @@ template <typename A>
 D2_INLINE A log_positive(A s) {
   using F = FloatBits<A>;
   using B = typename F::type;
-  const A grown = s * A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0);  // 2^24 or 2^54
-  const bool small = s < F::kTiny;
-  const B bits = bits_as<B>(small ? grown : s);
+  const bool small = s < F::kTiny;  // below the normal range: times 2^24 or 2^54
+  const B bits = bits_as<B>(s * (small ? A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0) : A(1)));
   // Without its exponent the number lies between sqrt(1/2) and sqrt(2).
   const B exponent = (bits - bits_as<B>(A(0.70710678118654752440))) >> F::kMantissa;
   const A rest = bits_as<A>(bits - (exponent << F::kMantissa));
   const A n = static_cast<A>(exponent - (small ? F::kMantissa + (sizeof(A) == 4 ? 1 : 2) : 0));
   const A result = n * F::kLn2High + (twice_atanh((rest - A(1)) / (rest + A(1))) + n * F::kLn2Low);
-  const A other = s == A(0) ? A(-__builtin_inf()) : A(__builtin_nan(""));
-  return s > A(0) ? result : other;
+  const A at_zero = s == A(0) ? A(-__builtin_inf()) : A(__builtin_nan(""));
+  return result + (s > A(0) ? A(0) : at_zero);
 }
 
 }  // namespace simd

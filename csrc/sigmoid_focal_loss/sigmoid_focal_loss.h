@@ -53,10 +53,9 @@ D2_ALWAYS A muted(A s, A gamma) {
 
 template <typename A>
 D2_ALWAYS A cross_entropy(A x, A t, A tail) {
-  // An infinite logit that is right costs nothing: no infinity times zero.
   const A up = x > A(0) ? x : A(0), minus = -x, down = x < A(0) ? minus : A(0);
-  const A as_positive = (A(1) - t) * up, as_negative = t * down;
-  return (t != A(1) ? as_positive : A(0)) + (t != A(0) ? as_negative : A(0)) + tail;
+  // An infinite logit that is right costs nothing: no infinity times zero.
+  return (A(1) - t) * (t != A(1) ? up : A(0)) + t * (t != A(0) ? down : A(0)) + tail;
 }
 
 template <int kGamma, typename Math, typename A>
