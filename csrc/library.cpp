@@ -30,8 +30,7 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def("_corner_pool_pair_backward(Tensor grad, Tensor x_a, Tensor x_b, bool from_end) -> (Tensor, Tensor)");
 
   // sigmoid_focal_loss
-  m.def(
-      "sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, int reduction) -> Tensor");
+  m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, int reduction) -> Tensor");
   m.def(
       "_sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma, "
       "int reduction) -> Tensor");

@@ -1,7 +1,7 @@
 // Elementary functions of single numbers, without branches, so that a loop over them vectorises in whatever function it
-// is inlined into: only constants are chosen between (g++ moves arithmetic into the branches of a choice, and then gives
-// the loop up). Relative error, measured over the whole range: below 3e-7 in float32, 6e-16 in float64. Results below
-// the normal range are as exact as that range allows.
+// is inlined into: only constants are chosen between (g++ moves arithmetic into the branches of a choice, and then
+// gives the loop up). Relative error, measured over the whole range: below 3e-7 in float32, 6e-16 in float64. Results
+// below the normal range are as exact as that range allows.
 #pragma once
 
 #include <cstdint>
@@ -42,20 +42,9 @@ D2_INLINE To bits_as(From from) {
   return to;
 }
 
-constexpr double kInverseFactorial[] = {1.0,
-                                        1.0,
-                                        1.0 / 2,
-                                        1.0 / 6,
-                                        1.0 / 24,
-                                        1.0 / 120,
-                                        1.0 / 720,
-                                        1.0 / 5040,
-                                        1.0 / 40320,
-                                        1.0 / 362880,
-                                        1.0 / 3628800,
-                                        1.0 / 39916800,
-                                        1.0 / 479001600,
-                                        1.0 / 6227020800};
+constexpr double kInverseFactorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // e^x for x <= 0 (and a little above).
 template <typename A>

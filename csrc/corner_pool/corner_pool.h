@@ -1,8 +1,8 @@
 // Corner pooling (Law and Deng, CornerNet, 2018, eq. 1-2), shared by the CPU and the CUDA kernel; no torch here.
 //
-// A running maximum along an axis, from its far edge: output[i] = max of input[0..i] in scan order. Its gradient goes to
-// the position that the maximum was first met at, so what a pass back needs is where the running maximum was replaced;
-// that is worked out anew from the input, which training keeps anyway.
+// A running maximum along an axis, from its far edge: output[i] = max of input[0..i] in scan order. Its gradient goes
+// to the position that the maximum was first met at, so what a pass back needs is where the running maximum was
+// replaced; that is worked out anew from the input, which training keeps anyway.
 #pragma once
 
 #include <cstdint>

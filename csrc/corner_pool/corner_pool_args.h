@@ -23,7 +23,9 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
         torch::headeronly::toString(like.scalar_type()), ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline void check_axis(const char* op, int64_t dim) { check(dim == 2 || dim == 3, op, "dim must be 2 or 3, got ", dim); }
+inline void check_axis(const char* op, int64_t dim) {
+  check(dim == 2 || dim == 3, op, "dim must be 2 or 3, got ", dim);
+}
 
 inline Tensor dense(const Tensor& tensor, bool channels_last) {
   return torch::stable::contiguous(tensor, format_of(channels_last));

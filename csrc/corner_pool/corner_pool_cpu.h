@@ -53,16 +53,14 @@ D2_TARGET_AVX2 inline void take_avx2(vector_t<double>& best, const vector_t<doub
 D2_TARGET_AVX2 inline void settle_avx2(simd::Float8& out, simd::Float8& sum, const simd::Float8& value,
                                        const simd::Float8& best) {
   const __m256 s = reinterpret_cast<const __m256&>(sum);
-  const __m256 mine =
-      greater_avx2(reinterpret_cast<const __m256&>(value), reinterpret_cast<const __m256&>(best));
+  const __m256 mine = greater_avx2(reinterpret_cast<const __m256&>(value), reinterpret_cast<const __m256&>(best));
   reinterpret_cast<__m256&>(out) = _mm256_and_ps(mine, s);
   reinterpret_cast<__m256&>(sum) = _mm256_andnot_ps(mine, s);
 }
 D2_TARGET_AVX2 inline void settle_avx2(vector_t<double>& out, vector_t<double>& sum, const vector_t<double>& value,
                                        const vector_t<double>& best) {
   const __m256d s = reinterpret_cast<const __m256d&>(sum);
-  const __m256d mine =
-      greater_avx2(reinterpret_cast<const __m256d&>(value), reinterpret_cast<const __m256d&>(best));
+  const __m256d mine = greater_avx2(reinterpret_cast<const __m256d&>(value), reinterpret_cast<const __m256d&>(best));
   reinterpret_cast<__m256d&>(out) = _mm256_and_pd(mine, s);
   reinterpret_cast<__m256d&>(sum) = _mm256_andnot_pd(mine, s);
 }

@@ -297,8 +297,8 @@ __device__ __forceinline__ void orient(A (&value)[kVec], bool from_end) {
   }
 }
 
-// The running maximum before this lane's vector, whose own maximum is `total` (minus infinity past the row's end). `best`
-// is the maximum before the group's vectors and becomes that after them.
+// The running maximum before this lane's vector, whose own maximum is `total` (minus infinity past the row's end).
+// `best` is the maximum before the group's vectors and becomes that after them.
 template <typename A>
 __device__ __forceinline__ A before_lane(A total, int lane, int group, A& best) {
   for (int d = 1; d < group; d *= 2) {
@@ -312,8 +312,8 @@ __device__ __forceinline__ A before_lane(A total, int lane, int group, A& best) 
 }
 
 template <typename T, typename A, int kVec, bool kAdd>
-__global__ void __launch_bounds__(kThreads) rows_kernel(const T* __restrict__ in, T* __restrict__ out, Scan s,
-                                                        int group) {
+__global__ void __launch_bounds__(kThreads)
+    rows_kernel(const T* __restrict__ in, T* __restrict__ out, Scan s, int group) {
   const RowPlace at = row_of(s, group);
   const int64_t vectors = s.length / kVec;
   A best = lowest<A>();
@@ -455,8 +455,7 @@ void forward(const char* op, const T* in, T* out, const Scan& s, cudaStream_t st
     constexpr int kVec = decltype(width)::value;
     if (by_rows) {
       const int group = group_for(s.length / kVec);
-      rows_kernel<T, A, kVec, kAdd>
-          <<<blocks(op, s.outer, kThreads / group), kThreads, 0, stream>>>(in, out, s, group);
+      rows_kernel<T, A, kVec, kAdd><<<blocks(op, s.outer, kThreads / group), kThreads, 0, stream>>>(in, out, s, group);
     } else {
       columns_kernel<T, A, kVec, kAdd>
           <<<blocks(op, s.outer * (s.inner / kVec), kColumns), dim3(kColumns, kSegments), 0, stream>>>(in, out, s);
@@ -538,8 +537,8 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& input, int64_t dim, bool 
   const Tensor g = dense(grad, last), in = dense(input, last);
   dispatch_floating(input.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    backward(kOp, data<T>(g), data<T>(in), static_cast<T*>(out.mutable_data_ptr()),
-             scan_of(in, last, dim, from_end), current_stream(input));
+    backward(kOp, data<T>(g), data<T>(in), static_cast<T*>(out.mutable_data_ptr()), scan_of(in, last, dim, from_end),
+             current_stream(input));
   });
   return out;
 }
@@ -558,10 +557,10 @@ std::tuple<Tensor, Tensor> backward_pair_cuda(const Tensor& grad, const Tensor& 
   const cudaStream_t stream = current_stream(input_a);
   dispatch_floating(a.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
-    backward(kOp, data<T>(g), data<T>(a), static_cast<T*>(out_a.mutable_data_ptr()),
-             scan_of(a, last, 2, from_end), stream);
-    backward(kOp, data<T>(g), data<T>(b), static_cast<T*>(out_b.mutable_data_ptr()),
-             scan_of(b, last, 3, from_end), stream);
+    backward(kOp, data<T>(g), data<T>(a), static_cast<T*>(out_a.mutable_data_ptr()), scan_of(a, last, 2, from_end),
+             stream);
+    backward(kOp, data<T>(g), data<T>(b), static_cast<T*>(out_b.mutable_data_ptr()), scan_of(b, last, 3, from_end),
+             stream);
   });
   return {out_a, out_b};
 }

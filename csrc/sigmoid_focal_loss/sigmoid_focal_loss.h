@@ -1,5 +1,5 @@
-// The focal loss of independent binary classifications (Lin et al., 2017, eq. 5), shared by the CPU and the CUDA kernel;
-// no torch here. With p = sigmoid(x), target t and s = 1 - p_t = p (1 - t) + (1 - p) t:
+// The focal loss of independent binary classifications (Lin et al., 2017, eq. 5), shared by the CPU and the CUDA
+// kernel; no torch here. With p = sigmoid(x), target t and s = 1 - p_t = p (1 - t) + (1 - p) t:
 //
 //   loss = weight * s^gamma * ce,  ce = max(x, 0) (1 - t) + max(-x, 0) t + log(1 + exp(-|x|))
 //   d loss / d x = weight * s^gamma * (p (1 - t) - (1 - p) t + gamma * ce * (1 - 2 t) * p (1 - p) / s)

@@ -44,7 +44,7 @@ struct Problem {
   const T* grad;           // backward, without reduction
   A scale;                 // backward, with it
   Focus<A> focus;
-  T* out;       // the loss without reduction, or the gradient
+  T* out;        // the loss without reduction, or the gradient
   double* sums;  // the loss with it, one number for each task
 };
 

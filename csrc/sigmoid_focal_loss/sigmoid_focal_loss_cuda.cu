@@ -73,8 +73,8 @@ __device__ __forceinline__ void values_at(const Problem<T, A>& p, int64_t at, A 
     const bool counts = !p.classes || target_of(p, at + v, target);
     const A logit = static_cast<A>(x.lane[v]);
     if constexpr (kBackward) {
-      value[v] = gradient_of<kGamma, DeviceMath>(logit, target, p.focus) *
-                 (p.reduced ? scale : static_cast<A>(g.lane[v]));
+      value[v] =
+          gradient_of<kGamma, DeviceMath>(logit, target, p.focus) * (p.reduced ? scale : static_cast<A>(g.lane[v]));
     } else {
       value[v] = loss_of<kGamma, DeviceMath>(logit, target, p.focus);
     }
@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Problem<T, A> p, double* 
 }
 
 template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const double* __restrict__ sums, int64_t count,
-                                                          double divisor, T* __restrict__ out) {
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const double* __restrict__ sums, int64_t count, double divisor, T* __restrict__ out) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += sums[i];
   sum = block_sum(sum);
@@ -138,8 +138,8 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 template <typename T, typename A, typename Body>
 void with_vector(const Problem<T, A>& p, const void* out, const Body& body) {
   constexpr int kWide = 16 / sizeof(T);
-  const bool wide = p.total % kWide == 0 && aligned(p.inputs) && aligned(p.targets) && aligned(out) &&
-                    (p.reduced || aligned(p.grad));
+  const bool wide =
+      p.total % kWide == 0 && aligned(p.inputs) && aligned(p.targets) && aligned(out) && (p.reduced || aligned(p.grad));
   if (wide) return body(std::integral_constant<int, kWide>{});
   body(std::integral_constant<int, 1>{});
 }

@@ -66,7 +66,9 @@ def _forward_fake(
 ) -> Tensor:
     torch._check(
         targets.shape == (inputs.shape[:-1] if targets.dtype == torch.int64 else inputs.shape),
-        lambda: "sigmoid_focal_loss: targets must have the shape of inputs, or be its rows' classes",
+        lambda: (
+            "sigmoid_focal_loss: targets must have the shape of inputs, or be its rows' classes"
+        ),
     )
     return inputs.new_empty(()) if reduction else _empty_like(inputs, targets)
 
@@ -84,9 +86,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, targets = ctx.saved_tensors
-    grad_logits = torch.ops.d2proj._sigmoid_focal_loss_backward(
-        grad, logits, targets, *ctx.options
-    )
+    grad_logits = torch.ops.d2proj._sigmoid_focal_loss_backward(grad, logits, targets, *ctx.options)
     return grad_logits, None, None, None, None
 
 

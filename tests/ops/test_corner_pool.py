@@ -15,8 +15,8 @@ PAIRS = {"top_left": ("top", "left"), "bottom_right": ("bottom", "right")}
 LAYOUTS = ("nchw", "nhwc", "sliced", "permuted")
 #: Vectors, their remainders, chunks of rows, blocks of columns, batches.
 SHAPES = (
-    (2, 5, 17, 23), (1, 20, 40, 33), (2, 70, 9, 8), (1, 1, 1, 1), (3, 4, 300, 2), (1, 2, 2, 600),
-    (33, 1, 3, 5), (65, 2, 1, 9), (1, 3, 130, 1), (2, 130, 4, 20),
+    (2, 5, 17, 23), (1, 20, 20, 33), (2, 70, 9, 8), (1, 1, 1, 1), (3, 4, 40, 2), (1, 1, 2, 270),
+    (33, 1, 3, 5), (65, 2, 1, 9), (1, 3, 30, 1), (2, 130, 4, 5),
 )  # fmt: skip
 
 
@@ -64,9 +64,7 @@ def test_values_equal_cummax_and_gradient_equals_twin(
         (got_grad,) = torch.autograd.grad(got, x, up)
         (expected_grad,) = torch.autograd.grad(expected, wide, up.double())
         tolerance = 10 * TOLERANCE[dtype]
-        torch.testing.assert_close(
-            got_grad.double(), expected_grad, atol=tolerance, rtol=tolerance
-        )
+        torch.testing.assert_close(got_grad.double(), expected_grad, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("direction", SCANS)
@@ -244,7 +242,9 @@ def test_bits_do_not_depend_on_threads(layout: str, shape: tuple[int, ...]) -> N
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             outputs = [corner_pool_pair(a, b, "top_left"), *(corner_pool(a, d) for d in SCANS)]
-            grads = [g for o in outputs for g in torch.autograd.grad(o, (a, b), up, allow_unused=True)]
+            grads = [
+                g for o in outputs for g in torch.autograd.grad(o, (a, b), up, allow_unused=True)
+            ]
             results.append([t for t in (*outputs, *grads) if t is not None])
     finally:
         torch.set_num_threads(before)
