@@ -52,33 +52,36 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
     ]
     for shape, layout, dtype in shapes[:1] if quick else shapes:
         a, b = (in_layout(torch.randn(shape).to(dtype), layout).requires_grad_() for _ in range(2))
+        x_a, x_b = a.detach(), b.detach()
         name = f"{'x'.join(map(str, shape))} {layout} {str(dtype)[6:]}"
         for direction, (dim, from_end) in SCANS.items():
+            graph = by_cummax(a, direction)
             yield Case(
                 f"corner_pool {direction} forward: {name}",
-                lambda a=a.detach(), d=direction: ops.corner_pool(a, d),
-                lambda a=a.detach(), d=direction: by_cummax(a, d),
+                lambda a=x_a, d=direction: ops.corner_pool(a, d),
+                lambda a=x_a, d=direction: by_cummax(a, d),
                 "flip + cummax",
                 size_of(a) * 2,
             )
             yield Case(
                 f"corner_pool {direction} backward: {name}",
-                lambda a=a.detach(), r=(dim, from_end): BACKWARD(a, a, *r),
-                lambda o=by_cummax(a, direction), a=a: back(o, a),
+                lambda a=x_a, r=(dim, from_end): BACKWARD(a, a, *r),
+                lambda o=graph, a=a: back(o, a),
                 "flip + cummax",
                 size_of(a) * 3,
             )
+        graph = pair_by_cummax(a, b)
         yield Case(
             f"corner_pool_pair forward: {name}",
-            lambda a=a.detach(), b=b.detach(): ops.corner_pool_pair(a, b, "top_left"),
-            lambda a=a.detach(), b=b.detach(): pair_by_cummax(a, b),
+            lambda a=x_a, b=x_b: ops.corner_pool_pair(a, b, "top_left"),
+            lambda a=x_a, b=x_b: pair_by_cummax(a, b),
             "flip + cummax",
             size_of(a) * 3,
         )
         yield Case(
             f"corner_pool_pair backward: {name}",
-            lambda a=a.detach(), b=b.detach(): PAIR_BACKWARD(a, a, b, True),
-            lambda o=pair_by_cummax(a, b), a=a, b=b: back(o, a, b),
+            lambda a=x_a, b=x_b: PAIR_BACKWARD(a, a, b, True),
+            lambda o=graph, a=a, b=b: back(o, a, b),
             "flip + cummax",
             size_of(a) * 5,
         )
@@ -141,6 +144,7 @@ def gpu_times() -> Iterator[Timing]:
             x = a.detach()
             name = f"corner_pool {layout} {str(dtype)[6:]}"
             for direction in ("top", "left"):
+                graph = by_cummax(a, direction)
                 yield (
                     f"{name} {direction} forward",
                     lambda x=x, d=direction: ops.corner_pool(x, d),
@@ -150,7 +154,7 @@ def gpu_times() -> Iterator[Timing]:
                 yield (
                     f"{name} {direction} backward",
                     lambda x=x, r=SCANS[direction]: BACKWARD(x, x, *r),
-                    lambda o=by_cummax(a, direction), a=a: back(o, a),
+                    lambda o=graph, a=a: back(o, a),
                     3 * size_of(x),
                 )
             yield (

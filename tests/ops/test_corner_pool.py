@@ -219,7 +219,7 @@ def test_wrong_arguments_are_named() -> None:
         corner_pool(x[0], "top")
     with pytest.raises(RuntimeError, match="corner_pool: input must be float16"):
         corner_pool(x.int(), "top")
-    with pytest.raises(ValueError, match="direction must be one of top, .*, got 'up'"):
+    with pytest.raises(ValueError, match=r"direction must be one of top, .*, got 'up'"):
         corner_pool(x, "up")
     with pytest.raises(ValueError, match="CornerPool: mode must be"):
         ops.CornerPool("up")
