@@ -124,4 +124,15 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
       "_ps_roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt pooled_height, "
       "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, "
       "bool channels_last, bool deterministic) -> Tensor");
+  // corner_pool
+  m.def("corner_pool(Tensor input, int dim, bool from_end) -> Tensor");
+  m.def("_corner_pool_backward(Tensor grad, Tensor input, int dim, bool from_end) -> Tensor");
+  m.def("corner_pool_pair(Tensor x_a, Tensor x_b, bool from_end) -> Tensor");
+  m.def("_corner_pool_pair_backward(Tensor grad, Tensor x_a, Tensor x_b, bool from_end) -> (Tensor, Tensor)");
+
+  // sigmoid_focal_loss
+  m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, int reduction) -> Tensor");
+  m.def(
+      "_sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma, "
+      "int reduction) -> Tensor");
 }

@@ -146,8 +146,34 @@ D2_INLINE void store8(c10::Half* to, const Float8& value) {
 #define D2_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ::d2proj::simd::Int8{__VA_ARGS__})
 #endif
 
-// Transposes eight rows of eight.
+// Transposes eight rows of eight. In intrinsics where it can be: g++ takes GNU shuffles apart, element by element, in
+// code that is inlined into a function for a later instruction set.
+#if defined(__x86_64__)
+D2_TARGET_AVX2 inline void transpose8_avx2(Float8 (&rows)[8]) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = reinterpret_cast<const __m256&>(rows[i]);
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    reinterpret_cast<__m256&>(rows[i]) = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    reinterpret_cast<__m256&>(rows[i + 4]) = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+}
+#endif
+
+template <Level L>
 D2_INLINE void transpose8(Float8 (&r)[8]) {
+#if defined(__x86_64__)
+  if constexpr (L != Level::kBase) return transpose8_avx2(r);
+#endif
   Float8 t[8], u[8];
   for (int i = 0; i < 8; i += 2) {
     t[i] = D2_SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -178,8 +204,12 @@ D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t 
       for (; done + 8 <= count; done += 8) {
         for (int64_t half = 0; half < kLanes; half += 8) {
           Float8 r[8] = {};
-          for (int i = 0; i < 8 && half + i < planes; ++i) load8<L>(r[i], src + (half + i) * plane_stride + done);
-          transpose8(r);
+          if (half + 8 <= planes) {
+            for (int i = 0; i < 8; ++i) load8<L>(r[i], src + (half + i) * plane_stride + done);
+          } else {
+            for (int i = 0; half + i < planes; ++i) load8<L>(r[i], src + (half + i) * plane_stride + done);
+          }
+          transpose8<L>(r);
           for (int i = 0; i < 8; ++i) store8<L>(dst + (done + i) * kLanes + half, r[i]);
         }
       }
@@ -209,8 +239,12 @@ D2_INLINE void scatter_lanes(T* dst, const A* src, int64_t plane_stride, int64_t
         for (int64_t half = 0; half < planes; half += 8) {
           Float8 r[8];
           for (int i = 0; i < 8; ++i) load8<L>(r[i], src + (done + i) * kLanes + half);
-          transpose8(r);
-          for (int i = 0; i < 8 && half + i < planes; ++i) store8<L>(dst + (half + i) * plane_stride + done, r[i]);
+          transpose8<L>(r);
+          if (half + 8 <= planes) {
+            for (int i = 0; i < 8; ++i) store8<L>(dst + (half + i) * plane_stride + done, r[i]);
+          } else {
+            for (int i = 0; half + i < planes; ++i) store8<L>(dst + (half + i) * plane_stride + done, r[i]);
+          }
         }
       }
     } else if (plane_stride == 1 && planes == kLanes) {

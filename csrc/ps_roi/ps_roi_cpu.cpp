@@ -347,7 +347,9 @@ void with_plan(const char* op, ScalarType type, const Tensor& boxes, int64_t bat
     if constexpr (kAlign) {
       const roi_align::Options align{o.pooled_h,      o.pooled_w,       o.height, o.width,
                                      o.spatial_scale, o.sampling_ratio, true};
-      body(T{}, A{}, roi_align::Plan<A>(data, rois.size(0), align), images);
+      std::vector<roi_align::View> views(rois.size(0));
+      for (size_t k = 0; k < views.size(); ++k) views[k] = {static_cast<int64_t>(k), 0};
+      body(T{}, A{}, roi_align::Plan<A>(data, views, {align}), images);
     } else {
       body(T{}, A{}, PoolPlan<A>(data, rois.size(0), o), images);
     }

@@ -4,6 +4,15 @@ from d2proj.ops.box_fusion import non_maximum_weighted, weighted_boxes_fusion
 from d2proj.ops.box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from d2proj.ops.box_iou_rotated import box_iou_rotated
 from d2proj.ops.cluster_nms import batched_cluster_nms, cluster_nms
+from d2proj.ops.corner_pool import (
+    BottomPool,
+    CornerPool,
+    LeftPool,
+    RightPool,
+    TopPool,
+    corner_pool,
+    corner_pool_pair,
+)
 from d2proj.ops.deform_roi_pool import (
     DeformPSRoIPool,
     DeformRoIPool,
@@ -28,6 +37,7 @@ from d2proj.ops.ps_roi_pool import PSRoIAlign, PSRoIPool, ps_roi_align, ps_roi_p
 from d2proj.ops.roi_align import RoIAlign, roi_align
 from d2proj.ops.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from d2proj.ops.roi_pool import RoIPool, roi_pool
+from d2proj.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from d2proj.ops.soft_nms import batched_soft_nms, soft_nms
 from d2proj.ops.spatial_pyramid_pool import SpatialPyramidPool, spatial_pyramid_pool
 
@@ -41,6 +51,13 @@ __all__ = [
     "box_iou_rotated",
     "batched_cluster_nms",
     "cluster_nms",
+    "BottomPool",
+    "CornerPool",
+    "LeftPool",
+    "RightPool",
+    "TopPool",
+    "corner_pool",
+    "corner_pool_pair",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "DeformRoIPoolPack",
@@ -72,6 +89,7 @@ __all__ = [
     "roi_align_rotated",
     "RoIPool",
     "roi_pool",
+    "sigmoid_focal_loss",
     "batched_soft_nms",
     "soft_nms",
     "SpatialPyramidPool",

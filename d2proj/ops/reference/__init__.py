@@ -5,6 +5,7 @@ from d2proj.ops.reference import (
     box_iou,
     box_iou_rotated,
     cluster_nms,
+    corner_pool,
     deform_roi_pool,
     diou_nms,
     iou_loss,
@@ -16,6 +17,7 @@ from d2proj.ops.reference import (
     roi_align,
     roi_align_rotated,
     roi_pool,
+    sigmoid_focal_loss,
     soft_nms,
     spatial_pyramid_pool,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "box_iou",
     "box_iou_rotated",
     "cluster_nms",
+    "corner_pool",
     "deform_roi_pool",
     "diou_nms",
     "iou_loss",
@@ -36,6 +39,7 @@ __all__ = [
     "roi_align",
     "roi_align_rotated",
     "roi_pool",
+    "sigmoid_focal_loss",
     "soft_nms",
     "spatial_pyramid_pool",
 ]
