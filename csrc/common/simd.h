@@ -171,7 +171,7 @@ D2_INLINE void transpose8(Float8 (&r)[8]) {
 // ignored. `pitch` is the distance of the second's rows where it is part of a wider one.
 template <Level L, typename T, typename A>
 D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count,
-                             int64_t pitch = Wide<A>::kLanes) {
+                            int64_t pitch = Wide<A>::kLanes) {
   constexpr int64_t kLanes = Wide<A>::kLanes;
   int64_t done = 0;
   if constexpr (sizeof(A) == 4) {

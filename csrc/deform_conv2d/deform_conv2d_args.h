@@ -28,14 +28,13 @@ inline Shape check_forward(const char* op, const Tensor& input, const Tensor& we
   check_floating(op, "input", input);
   check_floating(op, "offset", offset);
   check(weight.scalar_type() == input.scalar_type(), op, "weight must have the dtype of input, ",
-        torch::headeronly::toString(input.scalar_type()), ", got ",
-        torch::headeronly::toString(weight.scalar_type()));
+        torch::headeronly::toString(input.scalar_type()), ", got ", torch::headeronly::toString(weight.scalar_type()));
   check_same_device(op, "input", input, "weight", weight);
   check_same_device(op, "input", input, "offset", offset);
   check(t.stride_h > 0 && t.stride_w > 0, op, "stride must be positive, got (", t.stride_h, ", ", t.stride_w, ")");
   check(t.pad_h >= 0 && t.pad_w >= 0, op, "padding must not be negative, got (", t.pad_h, ", ", t.pad_w, ")");
-  check(t.dilation_h > 0 && t.dilation_w > 0, op, "dilation must be positive, got (", t.dilation_h, ", ",
-        t.dilation_w, ")");
+  check(t.dilation_h > 0 && t.dilation_w > 0, op, "dilation must be positive, got (", t.dilation_h, ", ", t.dilation_w,
+        ")");
   // Sizes far beyond any memory, so that no product below leaves 64 bits.
   constexpr int64_t kMost = int64_t(1) << 30;
   for (const int64_t v : {t.stride_h, t.stride_w, t.pad_h, t.pad_w, t.dilation_h, t.dilation_w, weight.size(2),
@@ -76,11 +75,10 @@ inline Shape check_forward(const char* op, const Tensor& input, const Tensor& we
           "), got ", shape_of(*mask));
   }
   if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == s.out_channels, op, "bias must have shape (", s.out_channels,
-          ",), got ", shape_of(*bias));
+    check(bias->dim() == 1 && bias->size(0) == s.out_channels, op, "bias must have shape (", s.out_channels, ",), got ",
+          shape_of(*bias));
     check(bias->scalar_type() == input.scalar_type(), op, "bias must have the dtype of input, ",
-          torch::headeronly::toString(input.scalar_type()), ", got ",
-          torch::headeronly::toString(bias->scalar_type()));
+          torch::headeronly::toString(input.scalar_type()), ", got ", torch::headeronly::toString(bias->scalar_type()));
     check_same_device(op, "input", input, "bias", *bias);
   }
   return s;
@@ -93,10 +91,10 @@ inline Shape check_backward(const char* op, const Tensor& grad, const Tensor& in
   check(grad.scalar_type() == input.scalar_type(), op, "grad must have the dtype of input, ",
         torch::headeronly::toString(input.scalar_type()), ", got ", torch::headeronly::toString(grad.scalar_type()));
   check_same_device(op, "input", input, "grad", grad);
-  check(grad.size(0) == s.images && grad.size(1) == s.out_channels && grad.size(2) == s.out_h &&
-            grad.size(3) == s.out_w,
-        op, "grad must have shape (", s.images, ", ", s.out_channels, ", ", s.out_h, ", ", s.out_w, "), got ",
-        shape_of(grad));
+  check(
+      grad.size(0) == s.images && grad.size(1) == s.out_channels && grad.size(2) == s.out_h && grad.size(3) == s.out_w,
+      op, "grad must have shape (", s.images, ", ", s.out_channels, ", ", s.out_h, ", ", s.out_w, "), got ",
+      shape_of(grad));
   return s;
 }
 

@@ -162,8 +162,8 @@ struct Columns {
       A* column_grads = f.column_grads + (t * panels * f.capacity + chunk.first) * kLanes;
       for (int64_t j = 0; j < panels;) {
         const Range range = f.panels[j].outputs;
-        const bool two = j + 1 < panels && f.panels[j + 1].outputs.begin == range.begin &&
-                         f.panels[j + 1].outputs.end == range.end;
+        const bool two =
+            j + 1 < panels && f.panels[j + 1].outputs.begin == range.begin && f.panels[j + 1].outputs.end == range.end;
         const Product<A> product{column_grads + j * f.capacity * kLanes,
                                  kLanes,
                                  f.capacity * kLanes,
@@ -374,14 +374,15 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
       std::vector<Chunk> parts;
       for (int64_t i = block; i < block + in_block; ++i) {
         const int64_t begin = i % chunks_of_image * chunk_pixels;
-        parts.push_back({i / chunks_of_image, begin, std::min(chunk_pixels, s.out_pixels() - begin),
-                         (i - block) * room});
+        parts.push_back(
+            {i / chunks_of_image, begin, std::min(chunk_pixels, s.out_pixels() - begin), (i - block) * room});
       }
       for_tasks(in_block, chunk_pixels * (panels.back().weights + s.taps() * layout.channels * 8),
                 [&](int64_t begin, int64_t end) {
                   for (int64_t i = begin; i < end; ++i) simd::dispatch<Columns>(f, parts[i]);
                 });
-      const int64_t work = in_block * chunk_pixels * ((grad_weight ? panels.back().sums : 0) + s.taps() * layout.channels * 8) /
+      const int64_t work = in_block * chunk_pixels *
+                           ((grad_weight ? panels.back().sums : 0) + s.taps() * layout.channels * 8) /
                            std::max<int64_t>(1, spread_tasks + weigh_tasks);
       for_tasks(spread_tasks + weigh_tasks, work, [&](int64_t begin, int64_t end) {
         const auto columns = aligned_buffer<A>(kChunk * width * kLanes);
@@ -429,10 +430,12 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cpu(
-    const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& offset, std::optional<Tensor> mask,
-    int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
-    bool need_input, bool need_weight, bool need_offset, bool need_mask, bool /*deterministic: always*/) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                        const Tensor& offset, std::optional<Tensor> mask,
+                                                        int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                                                        int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
+                                                        bool need_input, bool need_weight, bool need_offset,
+                                                        bool need_mask, bool /*deterministic: always*/) {
   const Shape s = check_backward("_deform_conv2d_backward", grad, input, weight, offset, mask,
                                  {stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w});
   need_mask = need_mask && mask;

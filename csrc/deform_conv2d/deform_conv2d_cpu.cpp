@@ -98,8 +98,8 @@ struct Convolve {
       for (int64_t t = 0; t < taps; ++t) {
         for (int64_t g = 0; g < s.offset_groups; ++g) {
           for (int64_t p = 0; p < chunk.count; ++p) {
-            const Corners<A> corners = corners_of(s, f.offsets, image, chunk.image, g, first + t, chunk.begin + p,
-                                                  f.zero_pixel);
+            const Corners<A> corners =
+                corners_of(s, f.offsets, image, chunk.image, g, first + t, chunk.begin + p, f.zero_pixel);
             sample(columns + p * pitch + t * f.layout.channels + g * f.layout.group, kLanes,
                    f.packed + g * f.layout.group, f.layout.channels, corners, f.layout.group / kLanes);
           }
@@ -155,8 +155,7 @@ void forward(const Shape& s, const Tensor& input, const Tensor& weight, const Te
 
   const int64_t at_once = layout.images_at_once();
   const auto packed = aligned_buffer<A>((at_once * s.pixels() + 1) * layout.channels);
-  const int64_t most_rows =
-      std::max(kTileRows, kColumnBytes / (layout.channels * kSize) / kTileRows * kTileRows);
+  const int64_t most_rows = std::max(kTileRows, kColumnBytes / (layout.channels * kSize) / kTileRows * kTileRows);
   const int64_t pixels = std::min({kChunk, most_rows, s.out_pixels()});
   const int64_t rows = padded_rows(pixels);
   const int64_t taps_at_once =
@@ -168,8 +167,8 @@ void forward(const Shape& s, const Tensor& input, const Tensor& weight, const Te
   for (int64_t first = 0; first < s.images; first += at_once) {
     const int64_t images = std::min(at_once, s.images - first);
     pack_images(PackRows<T, A>{read_map<T>(input), packed.get(), layout}, first, images);
-    const Forward<T, A> f{layout,         offsets,   packed.get(),     first,        images * s.pixels(), panels,
-                          weights.get(), bias_data, write_map<T>(out), taps_at_once, rows};
+    const Forward<T, A> f{layout,    offsets,           packed.get(), first, images * s.pixels(), panels, weights.get(),
+                          bias_data, write_map<T>(out), taps_at_once, rows};
     const int64_t work = pixels * (panels.back().data + s.taps() * layout.channels * 8);
     for_tasks(images * chunks, work, [&](int64_t begin, int64_t end) {
       const int64_t column_count = rows * taps_at_once * layout.channels;
@@ -190,8 +189,8 @@ Tensor forward_cpu(const Tensor& input, const Tensor& weight, const Tensor& offs
                    std::optional<Tensor> bias, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
                    int64_t dilation_h, int64_t dilation_w) {
   constexpr const char* kOp = "deform_conv2d";
-  const Shape s = check_forward(kOp, input, weight, offset, mask, bias,
-                                {stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w});
+  const Shape s =
+      check_forward(kOp, input, weight, offset, mask, bias, {stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w});
   Tensor out = empty_4d(input, s.images, s.out_channels, s.out_h, s.out_w, is_channels_last(input));
   if (out.numel() == 0) return out;
   dispatch_floating(input.scalar_type(), [&](auto tag) {

@@ -17,7 +17,7 @@
 namespace d2proj {
 namespace deform_conv2d {
 
-constexpr int64_t kPackedBytes = int64_t(16) << 20;  // of packed images, unless one alone is larger
+constexpr int64_t kPackedBytes = int64_t(16) << 20;   // of packed images, unless one alone is larger
 constexpr int64_t kColumnBytes = int64_t(256) << 10;  // of columns of a forward task: they stay in the L2 cache
 constexpr int64_t kBlockBytes = int64_t(2) << 20;     // of column gradients
 constexpr int64_t kChunk = 96;                        // output pixels of a task
@@ -37,9 +37,7 @@ struct Layout {
         outputs(round_up(shape.out_channels, kLanes)) {}
 
   // Where a channel stands in a packed pixel.
-  int64_t at(int64_t channel) const {
-    return channel / s.offset_channels() * group + channel % s.offset_channels();
-  }
+  int64_t at(int64_t channel) const { return channel / s.offset_channels() * group + channel % s.offset_channels(); }
   int64_t images_at_once() const {
     const int64_t bytes = (s.pixels() + 1) * channels * static_cast<int64_t>(sizeof(A));
     return std::max<int64_t>(1, std::min(s.images, kPackedBytes / bytes));
@@ -97,14 +95,14 @@ D2_INLINE void sample(A* to, int64_t panel, const A* packed, int64_t channels, c
   A weight[4];
   for (int k = 0; k < 4; ++k) {
     from[k] = packed + c.at[k] * channels;
-    weight[k] = weight_of(c.fraction_y, c.fraction_x, k) * c.mask;
+    weight[k] = weight_of(c.fraction_y, c.fraction_x, k);
   }
   for (int64_t v = 0; v < vectors; ++v) {
     V corner[4];
     for (int k = 0; k < 4; ++k) simd::load(corner[k], from[k] + v * kLanes);
-    const V value =
-        weight[0] * corner[0] + weight[1] * corner[1] + (weight[2] * corner[2] + weight[3] * corner[3]);
-    simd::store(to + v * panel, value);
+    const V value = weight[0] * corner[0] + weight[1] * corner[1] + (weight[2] * corner[2] + weight[3] * corner[3]);
+    const V masked = c.mask * value;
+    simd::store(to + v * panel, masked);
   }
 }
 

@@ -1,5 +1,7 @@
-"""Deformable convolution, v1 (Dai et al., ICCV 2017) and v2 (Zhu et al., CVPR 2019): function,
-modules, registrations."""
+"""Deformable convolution: function, modules, registrations.
+
+Version 1 is Dai et al., ICCV 2017, version 2 (with a mask) Zhu et al., CVPR 2019.
+"""
 
 import math
 from collections.abc import Callable
@@ -129,9 +131,14 @@ class DeformConv2d(nn.Module):
 class _Pack(DeformConv2d):
     """A deformable convolution that takes its offsets from a convolution of its own.
 
-    ``conv_offset`` starts at zero, so that the layer starts as a plain convolution. State dicts of
-    Detectron2's blocks and of mmcv's old models have that convolution beside the layer, as
-    ``<name>_offset``; they load too.
+    ``conv_offset`` starts at zero, so that the layer starts as a plain convolution. Names in the
+    state dict are mmcv's; with ``norm`` they are also Detectron2's, but for ``conv_offset.``, which
+    Detectron2's blocks have beside the layer, as ``<layer>_offset.``.
+
+    Args:
+        deform_groups: Groups of input channels with offsets of their own.
+        norm: Follows the convolution, as in Detectron2's layers.
+        activation: Follows the norm.
     """
 
     #: Channels of ``conv_offset`` for each tap and offset group.
@@ -148,6 +155,9 @@ class _Pack(DeformConv2d):
         groups: int = 1,
         deform_groups: int = 1,
         bias: bool = False,
+        *,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if in_channels % deform_groups:
             raise ValueError(
@@ -168,19 +178,18 @@ class _Pack(DeformConv2d):
         )
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)
+        self.norm = norm
+        self.activation = activation
+
+    def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        output = super().forward(input, offset, mask)
+        if self.norm is not None:
+            output = self.norm(output)
+        return output if self.activation is None else self.activation(output)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for name in ("weight", "bias"):
-            old, new = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
-            if new not in state_dict and old in state_dict:
-                state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class DeformConv2dPack(_Pack):
@@ -188,7 +197,7 @@ class DeformConv2dPack(_Pack):
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve (N, C, H, W)."""
-        return super().forward(input, self.conv_offset(input))
+        return self._convolve(input, self.conv_offset(input))
 
 
 class ModulatedDeformConv2dPack(_Pack):
@@ -207,7 +216,7 @@ class ModulatedDeformConv2dPack(_Pack):
         moved = self.conv_offset(input)
         masks = moved.shape[1] // 3
         offset, mask = moved[:, : 2 * masks], moved[:, 2 * masks :].sigmoid()
-        return super().forward(input, offset, mask)
+        return self._convolve(input, offset, mask)
 
 
 def _forward_fake(
