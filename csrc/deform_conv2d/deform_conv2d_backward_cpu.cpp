@@ -39,8 +39,7 @@ std::vector<Panel> make_panels(const Layout<A>& layout) {
   return panels;
 }
 
-// Calls `body(lane, channel)` for the lanes of panel j that hold a channel, and output o's input channel c of its group
-// for those connected to it.
+// Calls `body(o, c, lane)` for all weights of panel j: output channel, input channel within its group, lane.
 template <typename A, typename Body>
 void for_connections(const Layout<A>& layout, const Panel& panel, int64_t j, const Body& body) {
   constexpr int64_t kLanes = Wide<A>::kLanes;
@@ -331,8 +330,10 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
   const int64_t chunks_of_block = std::max<int64_t>(1, std::min(most / room, at_once * chunks_of_image));
   const int64_t capacity = chunks_of_block * room;
 
-  const auto packed = aligned_buffer<A>((at_once * s.pixels() + 1) * layout.channels);
-  const auto packed_grad = aligned_buffer<A>(grad_input ? (at_once * s.pixels() + 1) * layout.channels : 0);
+  const bool need_packed = grad_weight || grad_offset || grad_mask;
+  const int64_t packed_count = (at_once * s.pixels() + 1) * layout.channels;
+  const auto packed = aligned_buffer<A>(need_packed ? packed_count : 0);
+  const auto packed_grad = aligned_buffer<A>(grad_input ? packed_count : 0);
   const auto corners = aligned_buffer<Corners<A>>(s.offset_groups * s.taps() * capacity);
   // Tiles of output channels and of pixels reach past the end here.
   const int64_t output_count = (capacity + 1) * layout.outputs + kTileRows;
@@ -342,14 +343,15 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
   const Offsets<A> offsets{static_cast<const A*>(offset.const_data_ptr()),
                            mask ? static_cast<const A*>(mask->const_data_ptr()) : nullptr};
   const Map<const T> grad_map = read_map<T>(grad);
-  const int64_t width = std::min<int64_t>(4, layout.group / kLanes);  // panels of a task
+  const int64_t width = std::min<int64_t>(s.taps() < 4 ? 2 : 4, layout.group / kLanes);  // panels of a task
   const int64_t group_tasks = (layout.group / kLanes + width - 1) / width;
-  const int64_t spread_tasks = grad_input ? group_tasks * s.offset_groups : 0;
-  const int64_t weigh_tasks = grad_weight ? group_tasks * s.offset_groups * s.taps() : 0;
+  // For some channels: spread their gradients, then weigh each tap, so that halves of the tasks cost the same.
+  const int64_t spreads = grad_input ? 1 : 0, kinds = spreads + (grad_weight ? s.taps() : 0);
+  const int64_t tasks = group_tasks * s.offset_groups * kinds;
 
   for (int64_t first = 0; first < s.images; first += at_once) {
     const int64_t images = std::min(at_once, s.images - first);
-    pack_images(PackRows<T, A>{read_map<T>(input), packed.get(), layout}, first, images);
+    if (need_packed) pack_images(PackRows<T, A>{read_map<T>(input), packed.get(), layout}, first, images);
     if (grad_input) std::fill_n(packed_grad.get(), images * s.pixels() * layout.channels, A(0));
     const Backward<T, A> f{layout,
                            offsets,
@@ -383,19 +385,18 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
                 });
       const int64_t work = in_block * chunk_pixels *
                            ((grad_weight ? panels.back().sums : 0) + s.taps() * layout.channels * 8) /
-                           std::max<int64_t>(1, spread_tasks + weigh_tasks);
-      for_tasks(spread_tasks + weigh_tasks, work, [&](int64_t begin, int64_t end) {
+                           std::max<int64_t>(1, tasks);
+      for_tasks(tasks, work, [&](int64_t begin, int64_t end) {
         const auto columns = aligned_buffer<A>(kChunk * width * kLanes);
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t task = i < spread_tasks ? i : i - spread_tasks;
-          const int64_t part = task % (group_tasks * s.offset_groups), tap = task / (group_tasks * s.offset_groups);
+          const int64_t part = i / kinds, kind = i % kinds;
           const int64_t in_group = part % group_tasks * width;
           const int64_t j = part / group_tasks * (layout.group / kLanes) + in_group;
           const int64_t panels_here = std::min(width, layout.group / kLanes - in_group);
-          if (i < spread_tasks) {
+          if (kind < spreads) {
             simd::dispatch<Spread>(f, parts, j, panels_here);
           } else {
-            simd::dispatch<Weigh>(f, parts, tap, j, panels_here, columns.get());
+            simd::dispatch<Weigh>(f, parts, kind - spreads, j, panels_here, columns.get());
           }
         }
       });

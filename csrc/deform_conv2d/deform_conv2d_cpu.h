@@ -18,7 +18,7 @@ namespace d2proj {
 namespace deform_conv2d {
 
 constexpr int64_t kPackedBytes = int64_t(16) << 20;   // of packed images, unless one alone is larger
-constexpr int64_t kColumnBytes = int64_t(256) << 10;  // of columns of a forward task: they stay in the L2 cache
+constexpr int64_t kColumnBytes = int64_t(256) << 10;  // of a forward task's columns, which stay in the L2 cache
 constexpr int64_t kBlockBytes = int64_t(2) << 20;     // of column gradients
 constexpr int64_t kChunk = 96;                        // output pixels of a task
 // Fewer multiplications than this are not worth a second thread.
@@ -106,7 +106,7 @@ D2_INLINE void sample(A* to, int64_t panel, const A* packed, int64_t channels, c
   }
 }
 
-// Rows [begin, end) of an image into packed pixels at `to`, and back.
+// What turns an image's rows into packed pixels at `to`.
 template <typename T, typename A>
 struct PackRows {
   Map<const T> from;
@@ -157,8 +157,8 @@ void pack_images(const PackRows<T, A>& f, int64_t first, int64_t count) {
   std::fill_n(f.to + count * s.pixels() * f.layout.channels, f.layout.channels, A(0));
 }
 
-// The output channels [begin, end) that a panel of input channels (or the reverse) is connected to: with groups a
-// panel of 64 bytes may lie in several, and what does not belong together has zero weight.
+// The channels [begin, end) that 64 bytes of channels on the product's other side are connected to: with groups these
+// may lie in several of them, and what does not belong together has zero weight.
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

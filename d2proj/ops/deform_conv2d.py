@@ -176,8 +176,8 @@ class _Pack(DeformConv2d):
             self.padding,
             self.dilation,
         )
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
         self.norm = norm
         self.activation = activation
 
@@ -208,8 +208,34 @@ class ModulatedDeformConv2dPack(_Pack):
 
     offset_channels = 3
 
-    def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, bias=bias, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+        *,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deform_groups,
+            bias,
+            norm=norm,
+            activation=activation,
+        )
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve (N, C, H, W)."""
