@@ -45,6 +45,7 @@ struct Sample {
   int64_t pixel[4];
   int64_t offset, mask;  // where its offset (along y) and its mask stand
   int64_t column;        // its first channel in the columns of one weight group
+  int64_t channel;       // the first of its offset group
   A fraction_y, fraction_x, factor;
 };
 
@@ -57,6 +58,7 @@ __device__ Sample<A> make_sample(const Shape& s, const Chunk& chunk, int64_t ind
   sample.offset = offset_index(s, image, group, tap, pixel);
   sample.mask = mask_index(s, image, group, tap, pixel);
   sample.column = (in_chunk * s.taps() + tap) * s.group_channels();
+  sample.channel = group * s.offset_channels();
   const Place<A> place = place_of<A>(s, tap, pixel, offset[sample.offset], offset[sample.offset + s.out_pixels()]);
   for (int k = 0; k < 4; ++k) {
     const int64_t corner = place.inside ? corner_pixel(s, place.y, place.x, k, -1) : -1;
@@ -100,8 +102,7 @@ __global__ void __launch_bounds__(kThreads)
   // The entry points have checked that this product is far from 2^32.
   for (uint32_t i = threadIdx.x; i < count * vectors; i += kThreads) {
     const Sample<A>& sample = samples[i / vectors];
-    const int64_t group = (first + i / vectors) % s.offset_groups;
-    const int64_t c = group * s.offset_channels() + static_cast<int64_t>(i % vectors) * kVec;
+    const int64_t c = sample.channel + static_cast<int64_t>(i % vectors) * kVec;
     A sum[kVec] = {};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -156,9 +157,9 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp;
   for (int i = threadIdx.x / kWarp; i < count; i += kThreads / kWarp) {  // the same for all lanes of a warp
     const Sample<A>& sample = samples[i];
-    const int64_t begin = (first + i) % s.offset_groups * s.offset_channels();
+    const int64_t end = sample.channel + s.offset_channels();
     A dot[4] = {};
-    for (int64_t c = begin + lane * kVec; c < begin + s.offset_channels(); c += kWarp * kVec) {
+    for (int64_t c = sample.channel + lane * kVec; c < end; c += kWarp * kVec) {
       const Lanes from = *reinterpret_cast<const Lanes*>(grad_columns + column_index(s, chunk, sample.column, c));
       A grad[kVec];
 #pragma unroll
