@@ -132,7 +132,7 @@ def memory_cases() -> Iterator[MemoryCase]:
     yield MemoryCase(
         "deform_conv2d backward",
         lambda: torch.ops.d2proj._deform_conv2d_backward(*needed),
-        2 * packed + int(2.2 * weights) + (6 << 20) + task,
+        2 * packed + int(2.2 * weights) + (9 << 20) + task,
     )
 
 

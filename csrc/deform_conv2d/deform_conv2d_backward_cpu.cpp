@@ -321,7 +321,8 @@ void backward(const Shape& s, const Tensor& grad, const Tensor& input, const Ten
 
   // Blocks of whole chunks.
   const int64_t at_once = layout.images_at_once();
-  const int64_t pixel_bytes = s.taps() * layout.channels * kSize;
+  const int64_t pixel_bytes = (s.taps() * layout.channels + layout.outputs) * kSize +
+                              s.offset_groups * s.taps() * static_cast<int64_t>(sizeof(Corners<A>));
   const int64_t most = std::max(kTileRows, std::min<int64_t>(kBlockBytes / pixel_bytes, 8192));
   const int64_t chunk_pixels = std::min({kChunk, most, s.out_pixels()});
   const int64_t chunks_of_image = (s.out_pixels() + chunk_pixels - 1) / chunk_pixels;

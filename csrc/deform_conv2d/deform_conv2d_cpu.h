@@ -19,7 +19,7 @@ namespace deform_conv2d {
 
 constexpr int64_t kPackedBytes = int64_t(16) << 20;   // of packed images, unless one alone is larger
 constexpr int64_t kColumnBytes = int64_t(256) << 10;  // of a forward task's columns, which stay in the L2 cache
-constexpr int64_t kBlockBytes = int64_t(2) << 20;     // of column gradients
+constexpr int64_t kBlockBytes = int64_t(8) << 20;     // of the backward pass's block: larger, fewer waits of threads
 constexpr int64_t kChunk = 96;                        // output pixels of a task
 // Fewer multiplications than this are not worth a second thread.
 constexpr int64_t kGrain = 500000;
