@@ -135,4 +135,13 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def(
       "_sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma, "
       "int reduction) -> Tensor");
+  // deform_conv2d
+  m.def(
+      "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, SymInt stride_h, "
+      "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w) -> Tensor");
+  m.def(
+      "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, "
+      "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, "
+      "bool need_input, bool need_weight, bool need_offset, bool need_mask, bool deterministic) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_offset, Tensor grad_mask)");
 }

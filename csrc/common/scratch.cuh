@@ -27,9 +27,9 @@ class Scratch {
 template <typename Algorithm>
 void run_cub(const Tensor& like, const Algorithm& algorithm) {
   size_t bytes = 0;
-  check_cuda("nms", algorithm(nullptr, bytes));
+  check_cuda("d2proj", algorithm(nullptr, bytes));
   const Scratch<char> memory(like, static_cast<int64_t>(bytes));
-  check_cuda("nms", algorithm(memory.get(), bytes));
+  check_cuda("d2proj", algorithm(memory.get(), bytes));
 }
 
 inline unsigned blocks_for(int64_t count, int threads) { return static_cast<unsigned>((count + threads - 1) / threads); }

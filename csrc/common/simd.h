@@ -192,11 +192,12 @@ D2_INLINE void transpose8(Float8 (&r)[8]) {
 }
 
 // Two matrices that are each other's transpose, `planes` x `count` (element (p, i) at src[p * plane_stride + i * step])
-// and count x kLanes (at dst[i * kLanes + p]): `gather_lanes` writes the second, `scatter_lanes` the first. They turn
+// and count x kLanes (at dst[i * pitch + p]): `gather_lanes` writes the second, `scatter_lanes` the first. They turn
 // planar channels into the lanes of a Wide and back, converting the storage type. Lanes from `planes` on are zeroed or
-// ignored.
+// ignored. `pitch` is the distance of the second's rows where it is part of a wider one.
 template <Level L, typename T, typename A>
-D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count) {
+D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count,
+                            int64_t pitch = Wide<A>::kLanes) {
   constexpr int64_t kLanes = Wide<A>::kLanes;
   int64_t done = 0;
   if constexpr (sizeof(A) == 4) {
@@ -210,7 +211,7 @@ D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t 
             for (int i = 0; half + i < planes; ++i) load8<L>(r[i], src + (half + i) * plane_stride + done);
           }
           transpose8<L>(r);
-          for (int i = 0; i < 8; ++i) store8<L>(dst + (done + i) * kLanes + half, r[i]);
+          for (int i = 0; i < 8; ++i) store8<L>(dst + (done + i) * pitch + half, r[i]);
         }
       }
     } else if (plane_stride == 1 && planes == kLanes) {
@@ -218,19 +219,20 @@ D2_INLINE void gather_lanes(A* dst, const T* src, int64_t plane_stride, int64_t 
         for (int64_t half = 0; half < kLanes; half += 8) {
           Float8 r;
           load8<L>(r, src + done * step + half);
-          store8<L>(dst + done * kLanes + half, r);
+          store8<L>(dst + done * pitch + half, r);
         }
       }
     }
   }
   for (; done < count; ++done) {
-    for (int64_t p = 0; p < planes; ++p) dst[done * kLanes + p] = static_cast<A>(src[p * plane_stride + done * step]);
-    for (int64_t p = planes; p < kLanes; ++p) dst[done * kLanes + p] = A(0);
+    for (int64_t p = 0; p < planes; ++p) dst[done * pitch + p] = static_cast<A>(src[p * plane_stride + done * step]);
+    for (int64_t p = planes; p < kLanes; ++p) dst[done * pitch + p] = A(0);
   }
 }
 
 template <Level L, typename T, typename A>
-D2_INLINE void scatter_lanes(T* dst, const A* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count) {
+D2_INLINE void scatter_lanes(T* dst, const A* src, int64_t plane_stride, int64_t step, int64_t planes, int64_t count,
+                             int64_t pitch = Wide<A>::kLanes) {
   constexpr int64_t kLanes = Wide<A>::kLanes;
   int64_t done = 0;
   if constexpr (sizeof(A) == 4) {
@@ -238,7 +240,7 @@ D2_INLINE void scatter_lanes(T* dst, const A* src, int64_t plane_stride, int64_t
       for (; done + 8 <= count; done += 8) {
         for (int64_t half = 0; half < planes; half += 8) {
           Float8 r[8];
-          for (int i = 0; i < 8; ++i) load8<L>(r[i], src + (done + i) * kLanes + half);
+          for (int i = 0; i < 8; ++i) load8<L>(r[i], src + (done + i) * pitch + half);
           transpose8<L>(r);
           if (half + 8 <= planes) {
             for (int i = 0; i < 8; ++i) store8<L>(dst + (half + i) * plane_stride + done, r[i]);
@@ -251,14 +253,14 @@ D2_INLINE void scatter_lanes(T* dst, const A* src, int64_t plane_stride, int64_t
       for (; done < count; ++done) {
         for (int64_t half = 0; half < kLanes; half += 8) {
           Float8 r;
-          load8<L>(r, src + done * kLanes + half);
+          load8<L>(r, src + done * pitch + half);
           store8<L>(dst + done * step + half, r);
         }
       }
     }
   }
   for (; done < count; ++done) {
-    for (int64_t p = 0; p < planes; ++p) dst[p * plane_stride + done * step] = static_cast<T>(src[done * kLanes + p]);
+    for (int64_t p = 0; p < planes; ++p) dst[p * plane_stride + done * step] = static_cast<T>(src[done * pitch + p]);
   }
 }
 

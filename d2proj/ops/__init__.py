@@ -13,6 +13,12 @@ from d2proj.ops.corner_pool import (
     corner_pool,
     corner_pool_pair,
 )
+from d2proj.ops.deform_conv2d import (
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2dPack,
+    deform_conv2d,
+)
 from d2proj.ops.deform_roi_pool import (
     DeformPSRoIPool,
     DeformRoIPool,
@@ -58,6 +64,10 @@ __all__ = [
     "TopPool",
     "corner_pool",
     "corner_pool_pair",
+    "DeformConv2d",
+    "DeformConv2dPack",
+    "ModulatedDeformConv2dPack",
+    "deform_conv2d",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "DeformRoIPoolPack",
