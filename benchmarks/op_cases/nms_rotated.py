@@ -16,6 +16,7 @@ from benchmarks.op_cases.common import (
 from d2proj import ops
 
 try:
+    import detectron2._C  # noqa: F401  (the embedded part of Detectron2 has layers, but no ops)
     from detectron2 import layers as peer
 except ImportError:  # then nothing is timed
     peer = None

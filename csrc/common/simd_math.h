@@ -1,8 +1,8 @@
 // Elementary functions of single numbers, without branches, so that a loop over them vectorises in whatever function it
 // is inlined into: only constants are chosen between (g++ moves arithmetic into the branches of a choice, and then
 // gives the loop up). Polynomials
-// carried on until what is left out is below rounding; the losses made of them are tested to a relative error of 2e-6 in
-// float32 and 1e-13 in float64 (tests/ops/test_sigmoid_focal_loss.py).
+// carried on until what is left out is below rounding; the losses made of them are tested to a relative error of 2e-6
+// in float32 and 1e-13 in float64 (tests/ops/test_sigmoid_focal_loss.py).
 #pragma once
 
 #include <cstdint>

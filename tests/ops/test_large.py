@@ -1,4 +1,4 @@
-"""More than 2^31 elements: the last ones are found. Memory is claimed, and nearly none of it touched."""
+"""More than 2^31 elements: the last are found. Memory is claimed, nearly none of it touched."""
 
 import pytest
 import torch
