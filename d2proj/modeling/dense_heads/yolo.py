@@ -42,6 +42,12 @@ def _select(objectness: Tensor, classes: Tensor, score_thresh: float) -> Candida
     return rows, scores[rows, kinds], kinds
 
 
+def _strides(raw: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """(2,) pixels a cell of the map (..., H, W) along x and y."""
+    height, width = raw.shape[-2:]
+    return torch.tensor([image_size[1] / width, image_size[0] / height], device=raw.device)
+
+
 def _corners(center: Tensor, size: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=1)
 
@@ -113,17 +119,27 @@ class YOLODecoder(_AnchorDecoder):
         if self.new_coords:
             raw = torch.logit(full_precision(raw), eps=1e-7)
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
-        shift = (self.scale_x_y - 1) / 2
-        offset = values[:, :2].sigmoid() * self.scale_x_y - shift
-        cells = cell.new_tensor([raw.shape[2], raw.shape[1]])
-        stride = values.new_tensor([image_size[1], image_size[0]]) / cells
-        center = (offset + cell) * stride
-        grow = (values[:, 2:4].sigmoid() * 2) ** 2 if self.new_coords else values[:, 2:4].exp()
-        boxes = _corners(center, grow * self.anchors[anchor])
+        stride = _strides(raw, image_size)
+        boxes = self.boxes(values[:, :4], self.anchors[anchor], cell, stride)
         rows, scores, kinds = _select(
             values[:, 4].sigmoid(), values[:, 5:].sigmoid(), score_thresh
         )
         return boxes[rows], scores, kinds
+
+    def boxes(self, values: Tensor, anchors: Tensor, cell: Tensor, stride: Tensor) -> Tensor:
+        """Boxes from logits.
+
+        Args:
+            values: (..., 4) tx, ty, tw, th (with ``new_coords`` logits of what the map holds).
+            anchors: (..., 2) pixels.
+            cell: (..., 2) x, y of the cells.
+            stride: (2,) pixels a cell along x and y.
+        """
+        offset = values[..., :2].sigmoid() * self.scale_x_y - (self.scale_x_y - 1) / 2
+        center = (offset + cell) * stride
+        grow = (values[..., 2:].sigmoid() * 2) ** 2 if self.new_coords else values[..., 2:].exp()
+        half = grow * anchors / 2
+        return torch.cat([center - half, center + half], dim=-1)
 
 
 class GaussianYOLODecoder(_AnchorDecoder):
@@ -151,8 +167,7 @@ class GaussianYOLODecoder(_AnchorDecoder):
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
         shift = (self.scale_x_y - 1) / 2
         position = values[:, :4].sigmoid() * self.scale_x_y - shift  # x, σx, y, σy
-        cells = cell.new_tensor([raw.shape[2], raw.shape[1]])
-        stride = values.new_tensor([image_size[1], image_size[0]]) / cells
+        stride = _strides(raw, image_size)
         center = (position[:, ::2] + cell) * stride
         boxes = _corners(center, values[:, 4:8:2].exp() * self.anchors[anchor])
         spread = torch.cat([position[:, 1::2], values[:, 5:9:2].sigmoid()], 1).mean(1)
@@ -181,8 +196,7 @@ class RegionDecoder(_AnchorDecoder):
     ) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
-        cells = cell.new_tensor([raw.shape[2], raw.shape[1]])
-        stride = values.new_tensor([image_size[1], image_size[0]]) / cells
+        stride = _strides(raw, image_size)
         center = (values[:, :2].sigmoid() + cell) * stride
         boxes = _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
         objectness = values[:, 4].sigmoid()

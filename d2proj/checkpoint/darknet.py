@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from d2proj.checkpoint.atomic import Writable, write_atomically
+from d2proj.checkpoint.report import LoadReport
 from d2proj.darknet.network import Connected, DarknetNetwork, Local, Shortcut
 from d2proj.darknet.plan import Layer
 from d2proj.errors import InputError
@@ -121,6 +122,42 @@ def load_darknet_weights(
         else:
             tensor.copy_(part.view(tensor.shape))
     return header
+
+
+def load_darknet_checkpoint(model: nn.Module, path: Path, *, whole: bool) -> LoadReport:
+    """:func:`load_darknet_weights` into the network inside a model, with the usual report.
+
+    Args:
+        model: has a :class:`~d2proj.darknet.network.DarknetNetwork` somewhere.
+        path: the file.
+        whole: refuse a file of the first layers alone.
+    """
+    network = next((m for m in model.modules() if isinstance(m, DarknetNetwork)), None)
+    if network is None:
+        raise InputError(
+            f"{path} is a darknet weights file, whose values have no names: only a model that was "
+            "built from its cfg file can load it (configs/darknet/from_cfg.py)"
+        )
+    layers = partial_layers(path)
+    if whole and layers is not None and layers < len(network.plan.layers):
+        raise InputError(
+            f"{path} holds the first {layers} of the network's {len(network.plan.layers)} layers: "
+            "it cannot be evaluated"
+        )
+    header = load_darknet_weights(network, path, layers=layers)
+    names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
+    matched = {names[id(tensor)] for tensor, _ in _tensors(network, layers)}
+    sizes = {n: t.numel() for n, t in model.state_dict().items() if t.is_floating_point()}
+    missing = [name for name in sizes if name not in matched]
+    return LoadReport(
+        file=str(path),
+        kind="darknet",
+        flavour=f"darknet network of {network.plan.net.file}",
+        matched=tuple(name for name in sizes if name in matched),
+        missing=tuple(missing),
+        filled=sum(sizes[name] for name in matched) / max(1, sum(sizes.values())),
+        notes=(f"trained on {header.seen} images",),
+    )
 
 
 @torch.no_grad()
