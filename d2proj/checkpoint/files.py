@@ -68,8 +68,8 @@ def read_file(path: str | Path, *, mmap: bool = True) -> WeightFile:
     """Read a weight file, its kind told from the content.
 
     Args:
-        path: a ``torch.save`` file (zip or older), a safetensors file, a pickle of numpy arrays or a
-            darknet weights file (whose values have no names: the content is empty).
+        path: a ``torch.save`` file (zip or older), a safetensors file, a pickle of numpy arrays or
+            a darknet weights file (whose values have no names: the content is empty).
         mmap: map a torch file's tensors instead of reading them: less memory and time where they
             are copied on, wrong where they are kept while the file may change.
 
@@ -127,8 +127,8 @@ def file_kind(path: Path) -> str:
         return "darknet"  # its version; any text makes larger numbers
     looks = next((what for start, what in _LOOKS_LIKE if head.lower().startswith(start)), None)
     raise InputError(
-        f"{path} is not a checkpoint: expected a torch (.pth), safetensors, Detectron2 .pkl or darknet file"
-        + (f", it looks like {looks}" if looks else f", it starts with {head[:8]!r}")
+        f"{path} is not a checkpoint: expected a torch (.pth), safetensors, Detectron2 .pkl or "
+        "darknet file" + (f", it looks like {looks}" if looks else f", it starts with {head[:8]!r}")
     )
 
 

@@ -26,10 +26,10 @@ from d2proj.modeling.postprocess import PerClassNMS
 _MOST_CLASSES = 1 << 20
 _BOX_LOSSES = {
     "mse": None,
-    "iou": getattr(ops,"iou_loss",None),
-    "giou": getattr(ops,"generalized_box_iou_loss",None),
-    "diou": getattr(ops,"distance_box_iou_loss",None),
-    "ciou": getattr(ops,"complete_box_iou_loss",None),
+    "iou": getattr(ops, "iou_loss", None),
+    "giou": getattr(ops, "generalized_box_iou_loss", None),
+    "diou": getattr(ops, "distance_box_iou_loss", None),
+    "ciou": getattr(ops, "complete_box_iou_loss", None),
 }
 
 
@@ -114,7 +114,8 @@ class DarknetDetector(YOLO):
         if not self.letter_box:
             return images
         height, width = self.plan.input[1:]
-        boxed = images.tensor.new_full((len(images.tensor), images.tensor.shape[1], height, width), 0.5)
+        count, channels = images.tensor.shape[:2]
+        boxed = images.tensor.new_full((count, channels, height, width), 0.5)
         for row, image, size in zip(boxed, images.tensor, images.image_sizes, strict=True):
             top, left = _margins((height, width), size)
             row[:, top : top + size[0], left : left + size[1]] = image[:, : size[0], : size[1]]
@@ -148,8 +149,9 @@ class DarknetDetector(YOLO):
 
 
 class DarknetResize(T.Augmentation):
-    """Resizes images as a cfg file wants them: to its width and height, or, with ``letter_box=1``,
-    as large as fits inside them; bilinear.
+    """Resizes images to the width and height of a cfg file, bilinear.
+
+    With ``letter_box=1`` in the file they become as large as fits inside.
 
     Args:
         cfg_file: the file.

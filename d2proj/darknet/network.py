@@ -21,16 +21,17 @@ class DarknetNetwork(nn.Module):
     differ from the file's in calls, as long as every layer's sizes still fit.
 
     Args:
-        plan: from :func:`d2proj.darknet.plan_network`, or a cfg file's path.
+        plan: from :func:`d2proj.darknet.plan_network`, or what that takes.
         bn_eps: added to the variance in batch normalisation.
     """
 
     def __init__(self, plan: Plan | str | Path, *, bn_eps: float = BN_EPS) -> None:
         super().__init__()
         self.plan = plan if isinstance(plan, Plan) else plan_network(plan)
-        self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in self.plan.layers)
+        layers = self.plan.layers
+        self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
         #: After which layer an output is not read any more.
-        self._last_use = {i: layer.index for layer in self.plan.layers for i in layer.sources}
+        self._last_use = {i: layer.index for layer in layers for i in layer.sources}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the network.
@@ -39,8 +40,8 @@ class DarknetNetwork(nn.Module):
             x: (N, C, H, W).
 
         Returns:
-            Of each layer that predicts boxes the raw map that comes into it, in the file's order; of
-            a network without such a layer (a classifier) the last layer's output, (N, values).
+            Of each layer that predicts boxes the raw map that comes into it, in the file's order;
+            of a network without one (a classifier) the last layer's output, (N, values).
         """
         outputs: dict[int, Tensor] = {-1: x}
         heads = []
@@ -118,7 +119,7 @@ def _convolutional(layer: Layer, bn_eps: float) -> nn.Module:
 class Local(_Activated):
     """``[local]``: a convolution with kernels of its own for every cell.
 
-    ``weight`` (cells, filters, inputs) and ``bias`` (filters, height, width) as darknet orders them.
+    ``weight`` is (cells, filters, inputs), ``bias`` (filters, height, width): darknet's order.
     """
 
     def __init__(self, layer: Layer, _bn_eps: float) -> None:
@@ -159,7 +160,7 @@ class Connected(_Activated):
 
 
 class Pool(nn.Module):
-    """``[maxpool]`` and ``[local_avgpool]`` with darknet's padding: half of it, rounded down, before.
+    """``[maxpool]`` and ``[local_avgpool]``, half of the padding (rounded down) before the map.
 
     A cell outside the map counts neither in the maximum nor in the mean.
     """

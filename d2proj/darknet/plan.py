@@ -109,8 +109,9 @@ def plan_network(
     """Work out every layer of a network.
 
     Args:
-        cfg: a cfg file's path, its text (if it holds a line break) or its sections.
-        height, width: of the image, instead of the file's.
+        cfg: a cfg file's path, its text (told by a line break) or its sections.
+        height: of the image, instead of the file's.
+        width: likewise.
 
     Raises:
         InputError: the file is malformed or asks for what does not exist; section and line are
@@ -192,7 +193,8 @@ def activation_of(section: Section, default: str) -> str:
     """The section's activation."""
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
-        section.fail(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name}", "activation")
+        known = ", ".join(ACTIVATIONS)
+        section.fail(f"activation must be one of {known}, got {name}", "activation")
     return name
 
 

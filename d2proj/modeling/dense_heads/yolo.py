@@ -29,14 +29,12 @@ class Decoder(nn.Module):
         self.num_classes = num_classes
 
     @abstractmethod
-    def forward(
-        self, raw: Tensor, image_size: tuple[int, int], score_thresh: float
-    ) -> Candidates:
+    def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """Decode the map (values, H, W) of one image of ``image_size`` (height, width)."""
 
 
 def _select(objectness: Tensor, classes: Tensor, score_thresh: float) -> Candidates:
-    """Rows, scores and classes of the pairs above a score; ``objectness`` (P,), ``classes`` (P, C)."""
+    """Rows, scores and classes of the pairs above a score, of (P,) and (P, C) probabilities."""
     scores = objectness[:, None] * classes
     rows, kinds = torch.nonzero(scores > score_thresh).unbind(1)
     return rows, scores[rows, kinds], kinds
@@ -112,18 +110,14 @@ class YOLODecoder(_AnchorDecoder):
         self.scale_x_y = scale_x_y
         self.new_coords = new_coords
 
-    def forward(
-        self, raw: Tensor, image_size: tuple[int, int], score_thresh: float
-    ) -> Candidates:
+    def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         if self.new_coords:
             raw = torch.logit(full_precision(raw), eps=1e-7)
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
         stride = _strides(raw, image_size)
         boxes = self.boxes(values[:, :4], self.anchors[anchor], cell, stride)
-        rows, scores, kinds = _select(
-            values[:, 4].sigmoid(), values[:, 5:].sigmoid(), score_thresh
-        )
+        rows, scores, kinds = _select(values[:, 4].sigmoid(), values[:, 5:].sigmoid(), score_thresh)
         return boxes[rows], scores, kinds
 
     def boxes(self, values: Tensor, anchors: Tensor, cell: Tensor, stride: Tensor) -> Tensor:
@@ -160,9 +154,7 @@ class GaussianYOLODecoder(_AnchorDecoder):
         super().__init__(anchors=anchors, num_classes=num_classes, objectness=8)
         self.scale_x_y = scale_x_y
 
-    def forward(
-        self, raw: Tensor, image_size: tuple[int, int], score_thresh: float
-    ) -> Candidates:
+    def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (9 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
         shift = (self.scale_x_y - 1) / 2
@@ -191,9 +183,7 @@ class RegionDecoder(_AnchorDecoder):
         super().__init__(anchors=anchors, num_classes=num_classes)
         self.softmax = softmax
 
-    def forward(
-        self, raw: Tensor, image_size: tuple[int, int], score_thresh: float
-    ) -> Candidates:
+    def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
         stride = _strides(raw, image_size)
@@ -232,9 +222,7 @@ class DetectionDecoder(Decoder):
         self.boxes_per_cell = boxes_per_cell
         self.square_root = square_root
 
-    def forward(
-        self, raw: Tensor, image_size: tuple[int, int], score_thresh: float
-    ) -> Candidates:
+    def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; side * side * (C + 5 B) values in any shape."""
         cells, per_cell = self.side**2, self.boxes_per_cell
         classes, confidence, boxes = (

@@ -130,9 +130,9 @@ class YOLOLoss(nn.Module):
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
         smooth = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
-        loss_box = (self._boxes(logits[where], decoder, positives, stride, input_size) / several).sum()
+        loss_box = self._boxes(logits[where], decoder, positives, stride, input_size) / several
         return {
-            "loss_box": loss_box * self.iou_normalizer / count,
+            "loss_box": loss_box.sum() * self.iou_normalizer / count,
             "loss_obj": loss_obj / count,
             "loss_cls": loss_cls / count,
         }
@@ -190,9 +190,9 @@ class YOLOLoss(nn.Module):
             best = pairwise_iou(boxes[i][tuple(candidates.T)], gt).amax(1)
             found = candidates[best > self.ignore_thresh]
             if self.objectness_smooth:
-                target[(i, *found.T)] = best[best > self.ignore_thresh]
+                target[i][tuple(found.T)] = best[best > self.ignore_thresh]
             else:
-                weight[(i, *found.T)] = 0.0
+                weight[i][tuple(found.T)] = 0.0
         return target, weight
 
     def _boxes(
