@@ -58,7 +58,9 @@ class YOLOLoss(nn.Module):
         ignore_thresh, iou_thresh: see above; 1 for the best anchor alone.
         iou_normalizer, obj_normalizer: weights of the box loss and the objectness.
         label_smooth_eps: class targets become ``t (1 - eps) + eps / 2``.
-        objectness_smooth: cells that are let off learn their IoU as objectness instead.
+        objectness_smooth: objectness learns the IoU where that exceeds ``ignore_thresh`` and zero
+            elsewhere, also where a truth is (what darknet's code comes to, though it says
+            otherwise).
     """
 
     anchors: Tensor
@@ -115,9 +117,7 @@ class YOLOLoss(nn.Module):
         where = (positives.image, positives.anchor, positives.y, positives.x)
         if not self.objectness_smooth:
             target[where] = 1.0
-        else:
-            target[where] = torch.where(target[where] > 0, target[where], 1.0)
-        weight[where] = 1.0
+            weight[where] = 1.0
         error = _squared if decoder.new_coords else _cross_entropy
         loss_obj = (error(values[..., 4], target) * weight).sum() * self.obj_normalizer
 
