@@ -1,5 +1,6 @@
 """A detector as a cfg file describes it, without code."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from d2proj.modeling.dense_heads.yolo import (
     RegionDecoder,
     YOLODecoder,
 )
+from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
 from d2proj.modeling.postprocess import PerClassNMS
@@ -80,6 +82,7 @@ class DarknetDetector(YOLO):
         plan = plan_network(_given(cfg_file))
         backbone = DarknetBackbone(plan, bn_eps=bn_eps)
         decoders = [make_decoder(layer) for layer in plan.heads]
+        trainable = [layer for layer in plan.heads if layer.kind in _LOSSES]
         own = decoders[0].num_classes
         if num_classes is not None and num_classes != own:
             plan.heads[0].section.fail(
@@ -92,7 +95,7 @@ class DarknetDetector(YOLO):
             head=RawMaps(),
             head_in_features=[f"layer{layer.index}" for layer in plan.heads],
             decoders=decoders,
-            level_losses=[make_loss(layer) for layer in plan.heads if layer.kind == "yolo"],
+            level_losses=[_LOSSES[layer.kind](layer) for layer in trainable],
             postprocess=PerClassNMS(
                 score_thresh=score_thresh,
                 nms_thresh=nms_thresh,
@@ -124,10 +127,12 @@ class DarknetDetector(YOLO):
     def losses(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances]
     ) -> dict[str, Tensor]:
-        """The losses of a batch; of ``[yolo]`` sections."""
+        """The losses of a batch."""
         if len(self.level_losses) != len(self.decoders):
-            layer = next(x for x in self.plan.heads if x.kind != "yolo")
-            layer.section.fail("only [yolo] sections can be trained; this one can be evaluated")
+            layer = next(x for x in self.plan.heads if x.kind not in _LOSSES)
+            layer.section.fail(
+                f"only {', '.join(_LOSSES)} can be trained; this section can be evaluated"
+            )
         if self.letter_box:
             gt_instances = [self._shifted(x, 1) for x in gt_instances]
         return super().losses(images, features, gt_instances)
@@ -205,8 +210,7 @@ def make_decoder(layer: Layer) -> Decoder:
     )
 
 
-def make_loss(layer: Layer) -> nn.Module:
-    """The loss that a ``[yolo]`` section describes."""
+def _yolo_loss(layer: Layer) -> nn.Module:
     section = layer.section
     kind = section.text("iou_loss", "mse")
     if kind not in _BOX_LOSSES:
@@ -227,6 +231,46 @@ def make_loss(layer: Layer) -> nn.Module:
         label_smooth_eps=section.number("label_smooth_eps", 0.0),
         objectness_smooth=section.flag("objectness_smooth"),
     )
+
+
+def _region_loss(layer: Layer) -> nn.Module:
+    section = layer.section
+    for key in ("classfix", "focal_loss", "map"):
+        if section.text(key, "0") != "0":
+            section.fail(f"{key} is not supported", key)
+    return RegionLoss(
+        num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        object_scale=section.number("object_scale", 1.0),
+        noobject_scale=section.number("noobject_scale", 1.0),
+        class_scale=section.number("class_scale", 1.0),
+        coord_scale=section.number("coord_scale", 1.0),
+        thresh=section.number("thresh", 0.5),
+        rescore=section.flag("rescore"),
+        bias_match=section.flag("bias_match"),
+        softmax=section.flag("softmax"),
+    )
+
+
+def _detection_loss(layer: Layer) -> nn.Module:
+    section = layer.section
+    for key in ("forced", "random", "softmax"):
+        if section.flag(key):
+            section.fail(f"{key} is not supported", key)
+    return DetectionLoss(
+        num_classes=section.integer("classes", 1, low=1, high=_MOST_CLASSES),
+        object_scale=section.number("object_scale", 1.0),
+        noobject_scale=section.number("noobject_scale", 1.0),
+        class_scale=section.number("class_scale", 1.0),
+        coord_scale=section.number("coord_scale", 1.0),
+        rescore=section.flag("rescore"),
+    )
+
+
+_LOSSES: dict[str, Callable[[Layer], nn.Module]] = {
+    "yolo": _yolo_loss,
+    "region": _region_loss,
+    "detection": _detection_loss,
+}
 
 
 def _anchors(layer: Layer) -> list[list[float]]:

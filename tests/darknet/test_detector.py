@@ -226,8 +226,8 @@ def test_number_of_classes_must_be_the_files(data) -> None:
 
 
 def test_what_cannot_be_trained_says_so(data) -> None:
-    model = DarknetDetector(cfg_file=data / "cfg" / "yolov2-tiny.cfg")
-    truth = Instances((416, 416), gt_boxes=Boxes(torch.zeros(0, 4)))
+    model = DarknetDetector(cfg_file=data / "cfg" / "Gaussian_yolov3_BDD.cfg")
+    truth = Instances((512, 512), gt_boxes=Boxes(torch.zeros(0, 4)))
     truth.gt_classes = torch.zeros(0, dtype=torch.int64)
-    with pytest.raises(InputError, match=r"\[region\].*only \[yolo\] sections can be trained"):
-        model([{"image": torch.zeros(3, 416, 416), "instances": truth}])
+    with pytest.raises(InputError, match=r"\[Gaussian_yolo\].*can be evaluated"):
+        model([{"image": torch.zeros(3, 64, 64), "instances": truth}])

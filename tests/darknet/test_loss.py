@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from d2proj.modeling.dense_heads.yolo import YOLODecoder
+from d2proj.modeling.dense_heads.yolo import DetectionDecoder, RegionDecoder, YOLODecoder
+from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
 
 ANCHORS = [[10, 14], [23, 27], [37, 58], [81, 82], [135, 169]]
@@ -228,3 +229,129 @@ def test_images_without_truth_learn_that_there_is_nothing() -> None:
     objectness = raw.view(2, 5, -1, CELLS, CELLS)[:, :, 4]
     expected = torch.nn.functional.softplus(objectness).sum() / 2
     torch.testing.assert_close(losses["loss_obj"], expected)
+
+
+def region_delta(raw: np.ndarray, anchors, truths, scales: dict, seen: int) -> np.ndarray:
+    """forward_region_layer of one image, with softmax, rescore and bias_match."""
+    count = len(anchors)
+    values = raw.reshape(count, -1, CELLS, CELLS).astype(np.float64)
+    delta = np.zeros_like(values)
+    x, y, obj = sigmoid(values[:, 0]), sigmoid(values[:, 1]), sigmoid(values[:, 4])
+
+    def predicted(n, j, i):
+        w, h = anchors[n]
+        return (
+            (i + x[n, j, i]) / CELLS,
+            (j + y[n, j, i]) / CELLS,
+            math.exp(values[n, 2, j, i]) * w / CELLS,
+            math.exp(values[n, 3, j, i]) * h / CELLS,
+        )
+
+    def box(n, j, i, truth, scale):
+        w, h = anchors[n]
+        target = truth[0] * CELLS - i, truth[1] * CELLS - j
+        for k, s in enumerate((x[n, j, i], y[n, j, i])):
+            delta[n, k, j, i] = scale * (target[k] - s) * s * (1 - s)
+        delta[n, 2, j, i] = scale * (math.log(truth[2] * CELLS / w) - values[n, 2, j, i])
+        delta[n, 3, j, i] = scale * (math.log(truth[3] * CELLS / h) - values[n, 3, j, i])
+
+    for n in range(count):
+        for j in range(CELLS):
+            for i in range(CELLS):
+                o = obj[n, j, i]
+                best = max(iou(predicted(n, j, i), t[:4]) for t in truths)
+                if best <= scales["thresh"]:
+                    delta[n, 4, j, i] = scales["noobject_scale"] * (0 - o) * o * (1 - o)
+                if seen < 12800:
+                    w, h = (a / CELLS for a in anchors[n])
+                    box(n, j, i, ((i + 0.5) / CELLS, (j + 0.5) / CELLS, w, h), 0.01)
+    for *truth, kind in truths:
+        i, j = int(truth[0] * CELLS), int(truth[1] * CELLS)
+        overlaps = [iou((0, 0, w / CELLS, h / CELLS), (0, 0, *truth[2:])) for w, h in anchors]
+        n = int(np.argmax(overlaps))
+        box(n, j, i, truth, scales["coord_scale"])
+        o = obj[n, j, i]
+        found = iou(predicted(n, j, i), truth)
+        delta[n, 4, j, i] = scales["object_scale"] * (found - o) * o * (1 - o)
+        e = np.exp(values[n, 5:, j, i] - values[n, 5:, j, i].max())
+        delta[n, 5:, j, i] = scales["class_scale"] * (np.eye(CLASSES)[kind] - e / e.sum())
+    return delta
+
+
+@pytest.mark.parametrize("seen", [0, 20_000])
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_of_yolov2_are_darknets(seed: int, seen: int) -> None:
+    anchors = [[0.6, 0.7], [1.9, 2.1], [3.3, 2.5]]
+    raw, truths, instances = make(seed, [0, 1, 2])
+    scales = {
+        "thresh": 0.4,
+        "object_scale": 5.0,
+        "noobject_scale": 1.0,
+        "class_scale": 2.0,
+        "coord_scale": 1.5,
+    }
+    loss = RegionLoss(num_classes=CLASSES, **scales).double()
+    loss.seen.fill_(seen)
+    leaf = torch.from_numpy(raw).reshape(1, -1, CELLS, CELLS).requires_grad_()
+    decoder = RegionDecoder(anchors=anchors, num_classes=CLASSES).double()
+    # Anchors are kept in float32; the loops must see the same numbers.
+    anchors = decoder.anchors.tolist()
+    total = sum(loss(leaf, decoder, [instances], (SIDE, SIDE)).values())
+    (gradient,) = torch.autograd.grad(total, leaf)
+    expected = -region_delta(raw, anchors, truths, scales, seen)
+    np.testing.assert_allclose(gradient.view(expected.shape).numpy(), expected, atol=1e-9)
+    assert loss.seen == seen + 1
+
+
+def detection_delta(out: np.ndarray, truths, scales: dict, per_cell: int) -> np.ndarray:
+    """forward_detection_layer of one image, with sqrt and rescore."""
+    cells = CELLS * CELLS
+    delta = np.zeros_like(out)
+    for p in range(cells * CLASSES, cells * (CLASSES + per_cell)):
+        delta[p] = scales["noobject_scale"] * (0 - out[p])
+    taken = set()
+    for *truth, kind in truths:
+        i, j = int(truth[0] * CELLS), int(truth[1] * CELLS)
+        cell = j * CELLS + i
+        if cell in taken:  # fill_truth_region: the first keeps the cell
+            continue
+        taken.add(cell)
+        for c in range(CLASSES):
+            delta[cell * CLASSES + c] = scales["class_scale"] * (
+                float(c == kind) - out[cell * CLASSES + c]
+            )
+        offset = truth[0] * CELLS - i, truth[1] * CELLS - j
+        wanted = (offset[0] / CELLS, offset[1] / CELLS, truth[2], truth[3])
+        best, best_iou, best_rmse = -1, 0.0, 20.0
+        for b in range(per_cell):
+            at = cells * (CLASSES + per_cell) + (cell * per_cell + b) * 4
+            found = (out[at] / CELLS, out[at + 1] / CELLS, out[at + 2] ** 2, out[at + 3] ** 2)
+            overlap = iou(found, wanted)
+            rmse = math.sqrt(sum((p - q) ** 2 for p, q in zip(found, wanted, strict=True)))
+            if best_iou > 0 or overlap > 0:
+                if overlap > best_iou:
+                    best, best_iou = b, overlap
+            elif rmse < best_rmse:
+                best, best_rmse = b, rmse
+        at = cells * (CLASSES + per_cell) + (cell * per_cell + best) * 4
+        confidence = cells * CLASSES + cell * per_cell + best
+        delta[confidence] = scales["object_scale"] * (best_iou - out[confidence])
+        target = (*offset, math.sqrt(truth[2]), math.sqrt(truth[3]))
+        for k in range(4):
+            delta[at + k] = scales["coord_scale"] * (target[k] - out[at + k])
+    return delta
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_of_yolov1_are_darknets(seed: int) -> None:
+    per_cell = 2
+    _, truths, instances = make(seed, [0])
+    rng = np.random.default_rng(seed)
+    out = rng.uniform(-0.2, 1.0, CELLS * CELLS * (CLASSES + 5 * per_cell))
+    scales = {"object_scale": 1.0, "noobject_scale": 0.5, "class_scale": 1.5, "coord_scale": 5.0}
+    decoder = DetectionDecoder(num_classes=CLASSES, side=CELLS, boxes_per_cell=per_cell)
+    leaf = torch.from_numpy(out)[None].requires_grad_()
+    losses = DetectionLoss(num_classes=CLASSES, **scales)(leaf, decoder, [instances], (SIDE, SIDE))
+    (gradient,) = torch.autograd.grad(sum(losses.values()), leaf)
+    expected = -detection_delta(out, truths, scales, per_cell)
+    np.testing.assert_allclose(gradient[0].numpy(), expected, atol=1e-9)

@@ -189,15 +189,18 @@ class RegionDecoder(_AnchorDecoder):
         stride = _strides(raw, image_size)
         center = (values[:, :2].sigmoid() + cell) * stride
         boxes = _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
-        objectness = values[:, 4].sigmoid()
-        return self._classified(boxes, objectness, values[:, 5:], score_thresh)
-
-    def _classified(
-        self, boxes: Tensor, objectness: Tensor, classes: Tensor, score_thresh: float
-    ) -> Candidates:
-        classes = classes.softmax(1) if self.softmax else classes
-        rows, scores, kinds = _select(objectness, classes, score_thresh)
+        classes = values[:, 5:].softmax(1) if self.softmax else values[:, 5:]
+        rows, scores, kinds = _select(values[:, 4].sigmoid(), classes, score_thresh)
         return boxes[rows], scores, kinds
+
+    def grid_boxes(self, values: Tensor, stride: Tensor) -> Tensor:
+        """(N, A, H, W, 4) of tx, ty, tw, th to corners in pixels, at every cell."""
+        height, width = values.shape[2:4]
+        x = torch.arange(width, device=values.device).expand(height, width)
+        y = torch.arange(height, device=values.device)[:, None].expand(height, width)
+        center = (values[..., :2].sigmoid() + torch.stack([x, y], -1)) * stride
+        half = values[..., 2:].exp() * self.anchors[:, None, None] * stride / 2
+        return torch.cat([center - half, center + half], -1)
 
 
 class DetectionDecoder(Decoder):
@@ -225,17 +228,25 @@ class DetectionDecoder(Decoder):
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; side * side * (C + 5 B) values in any shape."""
         cells, per_cell = self.side**2, self.boxes_per_cell
-        classes, confidence, boxes = (
-            full_precision(raw)
-            .flatten()
-            .split([cells * self.num_classes, cells * per_cell, cells * per_cell * 4])
-        )
+        classes, confidence, boxes = self.split(full_precision(raw).reshape(1, -1))
         number = torch.arange(cells, device=raw.device).repeat_interleave(per_cell)
         cell = torch.stack([number % self.side, number // self.side], 1)
-        boxes = boxes.view(-1, 4)
+        boxes = boxes.reshape(-1, 4)
         image = boxes.new_tensor([image_size[1], image_size[0]])
         center = (boxes[:, :2] + cell) / self.side * image
         size = (boxes[:, 2:] ** 2 if self.square_root else boxes[:, 2:]) * image
-        of_box = classes.view(cells, -1).repeat_interleave(per_cell, 0)
-        rows, scores, kinds = _select(confidence, of_box, score_thresh)
+        of_box = classes[0].repeat_interleave(per_cell, 0)
+        rows, scores, kinds = _select(confidence.flatten(), of_box, score_thresh)
         return _corners(center, size)[rows], scores, kinds
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, values) to classes (N, cells, C), confidences (N, cells, B), boxes (..., B, 4)."""
+        cells, per_cell = self.side**2, self.boxes_per_cell
+        parts = values.split(
+            [cells * self.num_classes, cells * per_cell, cells * per_cell * 4], dim=1
+        )
+        return (
+            parts[0].unflatten(1, (cells, self.num_classes)),
+            parts[1].unflatten(1, (cells, per_cell)),
+            parts[2].unflatten(1, (cells, per_cell, 4)),
+        )
