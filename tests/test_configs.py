@@ -17,6 +17,29 @@ NUM_CLASSES = 3
 SMALL = 22_000_000  # parameters; the R-18 of each family and what is below
 
 
+# A network for the config that takes its network from a darknet cfg file.
+DARKNET = """[net]
+width=96
+height=64
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=16
+pad=1
+activation=leaky
+[convolutional]
+filters=16
+activation=linear
+[yolo]
+classes=3
+num=2
+anchors=20,20,60,50
+
+iou_thresh=0.2
+"""
+
+
 def config_id(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
@@ -37,6 +60,9 @@ def test_there_are_configs():
 def test_config(path, tmp_path):
     cfg = load_config(path)
     cfg.model.num_classes = NUM_CLASSES
+    if "cfg_file" in cfg.model:
+        cfg.model.cfg_file = str(tmp_path / "darknet.cfg")
+        (tmp_path / "darknet.cfg").write_text(DARKNET)
     torch.manual_seed(0)
     model = setup.build_model(cfg, torch.device("cpu"), seed=0)
     assert model.num_classes == NUM_CLASSES

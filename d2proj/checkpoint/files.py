@@ -55,7 +55,7 @@ class WeightFile:
 
     Attributes:
         path: where it was.
-        kind: ``"torch"``, ``"torch-legacy"``, ``"safetensors"`` or ``"pickle"``.
+        kind: ``"torch"``, ``"torch-legacy"``, ``"safetensors"``, ``"pickle"`` or ``"darknet"``.
         content: plain containers, numbers, strings, tensors and (pickle) numpy arrays.
     """
 
@@ -68,7 +68,8 @@ def read_file(path: str | Path, *, mmap: bool = True) -> WeightFile:
     """Read a weight file, its kind told from the content.
 
     Args:
-        path: a ``torch.save`` file (zip or older), a safetensors file or a pickle of numpy arrays.
+        path: a ``torch.save`` file (zip or older), a safetensors file, a pickle of numpy arrays or
+            a darknet weights file (whose values have no names: the content is empty).
         mmap: map a torch file's tensors instead of reading them: less memory and time where they
             are copied on, wrong where they are kept while the file may change.
 
@@ -122,10 +123,12 @@ def file_kind(path: Path) -> str:
         return "torch-legacy"
     if (head[:1] == b"\x80" and head[1] <= 5) or head[:1] in b"(c}]":  # protocols 2-5; 0, 1
         return "pickle"
+    if len(head) >= 16 and all(0 <= n < 2000 for n in struct.unpack_from("<2i", head)):
+        return "darknet"  # its version; any text makes larger numbers
     looks = next((what for start, what in _LOOKS_LIKE if head.lower().startswith(start)), None)
     raise InputError(
-        f"{path} is not a checkpoint: expected a torch (.pth), safetensors or Detectron2 .pkl file"
-        + (f", it looks like {looks}" if looks else f", it starts with {head[:8]!r}")
+        f"{path} is not a checkpoint: expected a torch (.pth), safetensors, Detectron2 .pkl or "
+        "darknet file" + (f", it looks like {looks}" if looks else f", it starts with {head[:8]!r}")
     )
 
 
@@ -178,6 +181,10 @@ def _read_safetensors(path: Path, _mmap: bool) -> Any:
         raise ValueError(str(error)) from None
 
 
+def _read_darknet(path: Path, _mmap: bool) -> Any:
+    return {}  # values without names: d2proj.checkpoint.darknet reads them into a network
+
+
 def _read_pickle(path: Path, _mmap: bool) -> Any:
     with path.open("rb") as file:
         return load_arrays(file)
@@ -188,6 +195,7 @@ _READERS: Mapping[str, Callable[[Path, bool], Any]] = {
     "torch-legacy": _read_torch_legacy,
     "safetensors": _read_safetensors,
     "pickle": _read_pickle,
+    "darknet": _read_darknet,
 }
 
 

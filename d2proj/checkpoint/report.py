@@ -12,7 +12,8 @@ class LoadReport:
 
     Attributes:
         file: path of the weight file.
-        kind: how it is stored: ``"torch"``, ``"torch-legacy"``, ``"safetensors"`` or ``"pickle"``.
+        kind: how it is stored: ``"torch"``, ``"torch-legacy"``, ``"safetensors"``,
+            ``"pickle"`` or ``"darknet"``.
         flavour: whose names it uses, in words ("torchvision RetinaNet", "Detectron2 ...").
         matched: names of the model's tensors that the file filled.
         missing: names of the model's tensors that the file does not have.

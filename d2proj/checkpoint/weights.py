@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from d2proj.checkpoint.darknet import load_darknet_checkpoint
 from d2proj.checkpoint.files import read_file
 from d2proj.checkpoint.flavours import (
     Translation,
@@ -33,8 +34,9 @@ def load_weights(
 
     Kind and origin are recognised from the content: torch files (new and old), safetensors,
     Detectron2's ``.pkl``; names of Detectron2 (ours), of torchvision's Faster R-CNN and RetinaNet,
-    of torchvision's, Detectron2's and Caffe2's ResNets (which fill the backbone alone), and
-    training checkpoints of this project, Detectron2 and fvcore. See docs/checkpoints.md.
+    of torchvision's, Detectron2's and Caffe2's ResNets (which fill the backbone alone),
+    training checkpoints of this project, Detectron2 and fvcore, and darknet's weights (into a model
+    that was built from a cfg file). See docs/checkpoints.md.
 
     Args:
         model: changed in place, once everything below has been checked; wrappers of
@@ -57,6 +59,8 @@ def load_weights(
     """
     model = _unwrap(model)
     file = read_file(path)
+    if file.kind == "darknet":
+        return load_darknet_checkpoint(model, Path(path), whole=strict_classes)
     state = extract_state(file, prefer_ema)
     translation = translate(state, model, Path(path))
     comparison = _compare(translation.tensors, model)

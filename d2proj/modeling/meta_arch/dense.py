@@ -47,22 +47,28 @@ class DenseDetector(Detector):
     ) -> dict[str, Tensor]:
         """The losses of a batch."""
         maps = [features[name] for name in self.head_in_features]
-        return self.prediction_losses(maps, self.head(maps), gt_instances)
+        size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        return self.prediction_losses(maps, self.head(maps), gt_instances, size)
 
     def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
         """Detections of each image, in the frame of the network's input."""
         maps = [features[name] for name in self.head_in_features]
         predictions = self.head(maps)
+        input_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         results = []
         for i, size in enumerate(images.image_sizes):
             of_image = tuple([level[i] for level in part] for part in predictions)
-            boxes, scores, classes = self.decode(maps, of_image)
+            boxes, scores, classes = self.decode(maps, of_image, input_size)
             results.append(self.postprocess(boxes, scores, classes, size))
         return results
 
     @abstractmethod
     def prediction_losses(
-        self, maps: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
+        self,
+        maps: list[Tensor],
+        predictions: Predictions,
+        gt_instances: list[Instances],
+        input_size: tuple[int, int],
     ) -> dict[str, Tensor]:
         """Losses by name.
 
@@ -70,10 +76,13 @@ class DenseDetector(Detector):
             maps: the maps that the head took, for the priors' sake.
             predictions: what the head gave.
             gt_instances: ``gt_boxes`` and ``gt_classes`` of each image.
+            input_size: height and width of the network's input, padding included.
         """
 
     @abstractmethod
-    def decode(self, maps: list[Tensor], predictions: Predictions) -> Candidates:
+    def decode(
+        self, maps: list[Tensor], predictions: Predictions, input_size: tuple[int, int]
+    ) -> Candidates:
         """Candidate boxes (N, 4), scores (N,) and classes (N,) of one image, before NMS."""
 
 

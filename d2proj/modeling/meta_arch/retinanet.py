@@ -61,7 +61,11 @@ class RetinaNet(DenseDetector):
         self.register_buffer("loss_normalizer", torch.tensor(float(loss_normalizer)))
 
     def prediction_losses(
-        self, maps: list[Tensor], predictions: Predictions, gt_instances: list[Instances]
+        self,
+        maps: list[Tensor],
+        predictions: Predictions,
+        gt_instances: list[Instances],
+        input_size: tuple[int, int],
     ) -> dict[str, Tensor]:
         """``loss_cls`` and ``loss_box_reg``."""
         anchors = torch.cat(self.anchor_generator(maps))
@@ -109,7 +113,9 @@ class RetinaNet(DenseDetector):
         )
         return self.loss_normalizer.clone()
 
-    def decode(self, maps: list[Tensor], predictions: Predictions) -> Candidates:
+    def decode(
+        self, maps: list[Tensor], predictions: Predictions, input_size: tuple[int, int]
+    ) -> Candidates:
         """The best candidates of each level of one image, their boxes decoded."""
         boxes, scores, classes = [], [], []
         for anchors, logits, deltas in zip(self.anchor_generator(maps), *predictions, strict=True):

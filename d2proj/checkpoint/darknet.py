@@ -1,0 +1,257 @@
+"""Reads and writes darknet's ``.weights`` files.
+
+A file is a header (int32 major, minor, revision; the number of images seen, int64 if major * 10 +
+minor >= 2, else int32), then the float32 values of each layer that has any: of a convolution bias,
+[scale, mean, variance], weight; of a connected layer bias, weight, [scale, mean, variance]; of a
+local layer bias, weight; of a weighted shortcut its weights. Little-endian. Files such as
+``darknet53.conv.74`` or ``MobileNetV2-Nano.57`` hold the first layers alone.
+"""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2proj.checkpoint.atomic import Writable, write_atomically
+from d2proj.checkpoint.report import LoadReport
+from d2proj.darknet.network import Connected, DarknetNetwork, Local, Shortcut
+from d2proj.darknet.plan import Layer
+from d2proj.errors import InputError
+from d2proj.layers import Conv2d
+
+_PARTIAL = re.compile(r"\.(?:conv\.)?(\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a weights file begins with.
+
+    Attributes:
+        major, minor, revision: of the program that wrote it.
+        seen: images that the network was trained with.
+    """
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 5
+    seen: int = 0
+
+    @property
+    def wide(self) -> bool:
+        """Whether ``seen`` has 64 bits."""
+        return self.major * 10 + self.minor >= 2
+
+    @property
+    def transposed(self) -> bool:
+        """Whether weights of connected layers are stored (inputs, outputs)."""
+        return self.major > 1000 or self.minor > 1000
+
+    def pack(self) -> bytes:
+        """The header's bytes."""
+        seen = struct.pack("<q" if self.wide else "<i", self.seen)
+        return struct.pack("<3i", self.major, self.minor, self.revision) + seen
+
+    @classmethod
+    def unpack(cls, data: bytes, path: Path) -> tuple["Header", int]:
+        """The header and its length.
+
+        Raises:
+            InputError: the file is too short, or the numbers are no header's.
+        """
+        if len(data) < 16:
+            raise InputError(f"{path} is no darknet weights file: it has {len(data)} bytes")
+        major, minor, revision = struct.unpack_from("<3i", data)
+        if not (0 <= major < 2000 and 0 <= minor < 2000 and 0 <= revision < 100_000):
+            raise InputError(
+                f"{path} is no darknet weights file: its version would be "
+                f"{major}.{minor}.{revision}"
+            )
+        wide = cls(major, minor).wide
+        if len(data) < (20 if wide else 16):
+            raise InputError(f"{path} is no darknet weights file: it has {len(data)} bytes")
+        (seen,) = struct.unpack_from("<q" if wide else "<i", data, 12)
+        return cls(major, minor, revision, seen), 20 if wide else 16
+
+
+def partial_layers(path: str | Path) -> int | None:
+    """How many layers a file holds by its name (``.57``, ``.conv.137``); None for all."""
+    match = _PARTIAL.search(Path(path).name)
+    return int(match.group(1)) if match else None
+
+
+@torch.no_grad()
+def load_darknet_weights(
+    network: DarknetNetwork, path: str | Path, *, layers: int | None = None
+) -> Header:
+    """Fill a network from a weights file.
+
+    Args:
+        network: changed in place, once the whole file has been checked.
+        path: the file.
+        layers: how many layers it holds; None: as its name says (:func:`partial_layers`), else all.
+
+    Raises:
+        InputError: the file is missing, no weights file, of another network (too short or too
+            long), or a value is not finite; the layer is named.
+    """
+    path = Path(path)
+    layers = partial_layers(path) if layers is None else layers
+    header, values = _read(path)
+    expected = sum(x.floats for x in network.plan.layers[:layers])
+    if len(values) != expected:
+        raise InputError(_length_error(network, path, len(values), expected, layers))
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        layer = _layer_at(network, int(bad[0]))
+        raise InputError(
+            f"{path}: value {int(bad[0])} is {values[bad[0]]}, in layer {layer.index} "
+            f"([{layer.section.name}], line {layer.section.line} of {layer.section.file})"
+        )
+    at = 0
+    for tensor, is_connected in _tensors(network, layers):
+        part = torch.from_numpy(values[at : at + tensor.numel()].copy())
+        at += tensor.numel()
+        if is_connected and header.transposed:
+            tensor.copy_(part.view(tensor.shape[1], tensor.shape[0]).T)
+        else:
+            tensor.copy_(part.view(tensor.shape))
+    return header
+
+
+def load_darknet_checkpoint(model: nn.Module, path: Path, *, whole: bool) -> LoadReport:
+    """:func:`load_darknet_weights` into the network inside a model, with the usual report.
+
+    Args:
+        model: has a :class:`~d2proj.darknet.network.DarknetNetwork` somewhere.
+        path: the file.
+        whole: refuse a file of the first layers alone.
+    """
+    network = next((m for m in model.modules() if isinstance(m, DarknetNetwork)), None)
+    if network is None:
+        raise InputError(
+            f"{path} is a darknet weights file, whose values have no names: only a model that was "
+            "built from its cfg file can load it (configs/darknet/from_cfg.py)"
+        )
+    layers = partial_layers(path)
+    if whole and layers is not None and layers < len(network.plan.layers):
+        raise InputError(
+            f"{path} holds the first {layers} of the network's {len(network.plan.layers)} layers: "
+            "it cannot be evaluated"
+        )
+    header = load_darknet_weights(network, path, layers=layers)
+    names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
+    matched = {names[id(tensor)] for tensor, _ in _tensors(network, layers)}
+    sizes = {n: t.numel() for n, t in model.state_dict().items() if t.is_floating_point()}
+    missing = [name for name in sizes if name not in matched]
+    return LoadReport(
+        file=str(path),
+        kind="darknet",
+        flavour=f"darknet network of {network.plan.net.file}",
+        matched=tuple(name for name in sizes if name in matched),
+        missing=tuple(missing),
+        filled=sum(sizes[name] for name in matched) / max(1, sum(sizes.values())),
+        notes=(f"trained on {header.seen} images",),
+    )
+
+
+@torch.no_grad()
+def save_darknet_weights(
+    network: DarknetNetwork,
+    path: str | Path,
+    header: Header | None = None,
+    *,
+    layers: int | None = None,
+) -> None:
+    """Write a network's weights as darknet does; the file appears whole or not at all.
+
+    Args:
+        network: any dtype; float32 is written.
+        path: the file.
+        header: what it begins with.
+        layers: only so many of the first layers.
+    """
+    header = header or Header()
+
+    def write(file: Writable) -> None:
+        file.write(header.pack())
+        for tensor, is_connected in _tensors(network, layers):
+            stored = tensor.T if is_connected and header.transposed else tensor
+            file.write(stored.contiguous().cpu().float().numpy().astype("<f4").tobytes())
+
+    write_atomically(Path(path), write)
+
+
+def _read(path: Path) -> tuple[Header, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            header, length = Header.unpack(file.read(20), path)
+        size = path.stat().st_size - length
+        if size % 4:
+            raise InputError(
+                f"{path} is truncated or damaged: after its header come {size} bytes, which is no "
+                "number of float32 values"
+            )
+        if size == 0:
+            raise InputError(f"{path} is truncated: nothing follows its header")
+        return header, np.memmap(path, dtype="<f4", mode="r", offset=length)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path}: {error.strerror or error}") from None
+
+
+def _tensors(network: DarknetNetwork, layers: int | None) -> Iterator[tuple[Tensor, bool]]:
+    """Every tensor in the file's order, and whether it is a connected layer's weight."""
+    for module in list(network.layers)[:layers]:
+        if isinstance(module, Conv2d):
+            yield from ((t, False) for t in _bias_and_norm(module.bias, module.norm))
+            yield module.weight, False
+        elif isinstance(module, Connected):
+            norm = list(_bias_and_norm(module.linear.bias, module.norm))
+            yield norm[0], False
+            yield module.linear.weight, True
+            yield from ((t, False) for t in norm[1:])
+        elif isinstance(module, Local):
+            yield module.bias, False
+            yield module.weight, False
+        elif isinstance(module, Shortcut) and module.weight is not None:
+            yield module.weight, False
+
+
+def _bias_and_norm(bias: Tensor | None, norm: nn.Module | None) -> Iterator[Tensor]:
+    if norm is None:
+        yield cast(Tensor, bias)
+    else:
+        norm = cast(nn.BatchNorm2d, norm)
+        yield norm.bias
+        yield norm.weight
+        yield cast(Tensor, norm.running_mean)
+        yield cast(Tensor, norm.running_var)
+
+
+def _layer_at(network: DarknetNetwork, position: int) -> Layer:
+    """The layer that the value of this number belongs to; the last one past the end."""
+    for layer in network.plan.layers:
+        position -= layer.floats
+        if position < 0:
+            break
+    return layer
+
+
+def _length_error(
+    network: DarknetNetwork, path: Path, found: int, expected: int, layers: int | None
+) -> str:
+    plan = network.plan
+    of = f"the first {layers} layers of {plan.net.file}" if layers else plan.net.file
+    message = f"{path} holds {found} values, but {of} has {expected}"
+    if found > expected:
+        return f"{message}: it belongs to another cfg file"
+    layer = _layer_at(network, found)
+    return (
+        f"{message}: it is truncated or belongs to another cfg file (it ends in layer "
+        f"{layer.index}, [{layer.section.name}], line {layer.section.line})"
+    )

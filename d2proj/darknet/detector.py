@@ -1,0 +1,293 @@
+"""A detector as a cfg file describes it, without code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import transforms as T
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from d2proj import ops
+from d2proj.darknet.network import BN_EPS, DarknetNetwork
+from d2proj.darknet.plan import Layer, Plan, plan_network
+from d2proj.errors import InputError
+from d2proj.modeling.dense_heads.yolo import (
+    Decoder,
+    DetectionDecoder,
+    GaussianYOLODecoder,
+    RegionDecoder,
+    YOLODecoder,
+)
+from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
+from d2proj.modeling.losses.yolo import YOLOLoss
+from d2proj.modeling.meta_arch import YOLO, RawMaps, register
+from d2proj.modeling.postprocess import PerClassNMS
+
+_MOST_CLASSES = 1 << 20
+_BOX_LOSSES = {
+    "mse": None,
+    "iou": getattr(ops, "iou_loss", None),
+    "giou": getattr(ops, "generalized_box_iou_loss", None),
+    "diou": getattr(ops, "distance_box_iou_loss", None),
+    "ciou": getattr(ops, "complete_box_iou_loss", None),
+}
+
+
+class DarknetBackbone(Backbone):
+    """A :class:`DarknetNetwork` as Detectron2's backbones are: maps by name, ``layer<i>``.
+
+    Args:
+        plan: of a network that predicts boxes.
+        bn_eps: see :class:`DarknetNetwork`.
+    """
+
+    def __init__(self, plan: Plan, *, bn_eps: float = BN_EPS) -> None:
+        super().__init__()
+        if not plan.heads:
+            plan.net.fail("the network predicts no boxes (no [yolo], [region] or [detection])")
+        self.network = DarknetNetwork(plan, bn_eps=bn_eps)
+        self._out_features = [f"layer{layer.index}" for layer in plan.heads]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, C, H, W) -> raw maps by name."""
+        return dict(zip(self._out_features, self.network(x), strict=True))
+
+
+@register
+class DarknetDetector(YOLO):
+    """The detector of a cfg file.
+
+    Images come as the file wants them from :class:`DarknetResize`; with ``letter_box=1`` they are
+    centred on grey. State-dict names are ``backbone.network.layers.<i>.*``.
+
+    Args:
+        cfg_file: the file.
+        num_classes: must be the file's; None takes it.
+        score_thresh, nms_thresh, max_detections: of the greedy NMS of each class.
+        bn_eps: see :class:`DarknetNetwork`.
+    """
+
+    def __init__(
+        self,
+        *,
+        cfg_file: str | Path | None,
+        num_classes: int | None = None,
+        score_thresh: float = 0.005,
+        nms_thresh: float = 0.45,
+        max_detections: int = 100,
+        bn_eps: float = BN_EPS,
+    ) -> None:
+        plan = plan_network(_given(cfg_file))
+        backbone = DarknetBackbone(plan, bn_eps=bn_eps)
+        decoders = [make_decoder(layer) for layer in plan.heads]
+        trainable = [layer for layer in plan.heads if layer.kind in _LOSSES]
+        own = decoders[0].num_classes
+        if num_classes is not None and num_classes != own:
+            plan.heads[0].section.fail(
+                f"the file is for {own} classes, the data has {num_classes} (change classes= and "
+                "the filters= before it)",
+                "classes",
+            )
+        super().__init__(
+            backbone=backbone,
+            head=RawMaps(),
+            head_in_features=[f"layer{layer.index}" for layer in plan.heads],
+            decoders=decoders,
+            level_losses=[_LOSSES[layer.kind](layer) for layer in trainable],
+            postprocess=PerClassNMS(
+                score_thresh=score_thresh,
+                nms_thresh=nms_thresh,
+                max_detections=max_detections,
+                topk_candidates=-1,
+                clip=False,
+            ),
+            num_classes=own,
+            pixel_mean=[0.0] * plan.input[0],
+            pixel_std=[255.0] * plan.input[0],
+            input_format="RGB",
+        )
+        self.plan = plan
+        self.letter_box = plan.net.flag("letter_box")
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Images 0 to 1; in a letter box where the file asks for it."""
+        images = super().preprocess_image(batched_inputs)
+        if not self.letter_box:
+            return images
+        height, width = self.plan.input[1:]
+        count, channels = images.tensor.shape[:2]
+        boxed = images.tensor.new_full((count, channels, height, width), 0.5)
+        for row, image, size in zip(boxed, images.tensor, images.image_sizes, strict=True):
+            top, left = _margins((height, width), size)
+            row[:, top : top + size[0], left : left + size[1]] = image[:, : size[0], : size[1]]
+        return ImageList(boxed, images.image_sizes)
+
+    def losses(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """The losses of a batch."""
+        if len(self.level_losses) != len(self.decoders):
+            layer = next(x for x in self.plan.heads if x.kind not in _LOSSES)
+            layer.section.fail(
+                f"only {', '.join(_LOSSES)} can be trained; this section can be evaluated"
+            )
+        if self.letter_box:
+            gt_instances = [self._shifted(x, 1) for x in gt_instances]
+        return super().losses(images, features, gt_instances)
+
+    def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
+        """Detections of each image, without the letter box's margins."""
+        found = super().detect(images, features)
+        return [self._shifted(x, -1) for x in found] if self.letter_box else found
+
+    def _shifted(self, instances: Instances, sign: int) -> Instances:
+        name = "gt_boxes" if instances.has("gt_boxes") else "pred_boxes"
+        height, width = self.plan.input[1:]
+        top, left = _margins((height, width), instances.image_size)
+        boxes = instances.get(name).clone()
+        boxes.tensor += sign * boxes.tensor.new_tensor([left, top, left, top])
+        shifted = Instances(instances.image_size, **instances.get_fields())
+        shifted.set(name, boxes)
+        return shifted
+
+
+class DarknetResize(T.Augmentation):
+    """Resizes images to the width and height of a cfg file, bilinear.
+
+    With ``letter_box=1`` in the file they become as large as fits inside.
+
+    Args:
+        cfg_file: the file.
+    """
+
+    def __init__(self, cfg_file: str | Path | None) -> None:
+        super().__init__()
+        plan = plan_network(_given(cfg_file))
+        self.height, self.width = plan.input[1:]
+        self.letter_box = plan.net.flag("letter_box")
+
+    def get_transform(self, image: Any) -> T.Transform:
+        """The transform of one image (H, W, C)."""
+        height, width = image.shape[:2]
+        new_h, new_w = self.height, self.width
+        if self.letter_box:
+            # darknet's rounding (get_network_boxes): down.
+            if self.width / width < self.height / height:
+                new_h = max(1, height * self.width // width)
+            else:
+                new_w = max(1, width * self.height // height)
+        return T.ResizeTransform(height, width, new_h, new_w)
+
+
+def make_decoder(layer: Layer) -> Decoder:
+    """The decoder that a section of predictions describes."""
+    section = layer.section
+    classes = section.integer("classes", 20, low=1, high=_MOST_CLASSES)
+    if layer.kind == "detection":
+        return DetectionDecoder(
+            num_classes=classes,
+            side=section.integer("side", 7, low=1, high=1024),
+            boxes_per_cell=section.integer("num", 1, low=1, high=4096),
+            square_root=section.flag("sqrt"),
+        )
+    if layer.kind == "region":
+        if "tree" in section.options:
+            section.fail("a WordTree (tree=) is not supported", "tree")
+        return RegionDecoder(
+            anchors=_anchors(layer), num_classes=classes, softmax=section.flag("softmax")
+        )
+    own = [_anchors(layer)[i] for i in _mask(layer)]
+    scale = section.number("scale_x_y", 1.0)
+    if layer.kind == "Gaussian_yolo":
+        return GaussianYOLODecoder(anchors=own, num_classes=classes, scale_x_y=scale)
+    return YOLODecoder(
+        anchors=own,
+        num_classes=classes,
+        scale_x_y=scale,
+        new_coords=section.flag("new_coords"),
+    )
+
+
+def _yolo_loss(layer: Layer) -> nn.Module:
+    section = layer.section
+    kind = section.text("iou_loss", "mse")
+    if kind not in _BOX_LOSSES:
+        section.fail(f"iou_loss must be one of {', '.join(_BOX_LOSSES)}, got {kind}", "iou_loss")
+    if section.number("truth_thresh", 1.0) < 1:
+        section.fail("truth_thresh below 1 is not supported", "truth_thresh")
+    if section.flag("focal_loss"):
+        section.fail("focal_loss is not supported", "focal_loss")
+    return YOLOLoss(
+        anchors=_anchors(layer),
+        mask=_mask(layer),
+        num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        box_loss=_BOX_LOSSES[kind],
+        ignore_thresh=section.number("ignore_thresh", 0.5),
+        iou_thresh=section.number("iou_thresh", 1.0),
+        iou_normalizer=section.number("iou_normalizer", 0.75),
+        obj_normalizer=section.number("obj_normalizer", 1.0),
+        label_smooth_eps=section.number("label_smooth_eps", 0.0),
+        objectness_smooth=section.flag("objectness_smooth"),
+    )
+
+
+def _region_loss(layer: Layer) -> nn.Module:
+    section = layer.section
+    for key in ("classfix", "focal_loss", "map"):
+        if section.text(key, "0") != "0":
+            section.fail(f"{key} is not supported", key)
+    return RegionLoss(
+        num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        object_scale=section.number("object_scale", 1.0),
+        noobject_scale=section.number("noobject_scale", 1.0),
+        class_scale=section.number("class_scale", 1.0),
+        coord_scale=section.number("coord_scale", 1.0),
+        thresh=section.number("thresh", 0.5),
+        rescore=section.flag("rescore"),
+        bias_match=section.flag("bias_match"),
+        softmax=section.flag("softmax"),
+    )
+
+
+def _detection_loss(layer: Layer) -> nn.Module:
+    section = layer.section
+    for key in ("forced", "random", "softmax"):
+        if section.flag(key):
+            section.fail(f"{key} is not supported", key)
+    return DetectionLoss(
+        num_classes=section.integer("classes", 1, low=1, high=_MOST_CLASSES),
+        object_scale=section.number("object_scale", 1.0),
+        noobject_scale=section.number("noobject_scale", 1.0),
+        class_scale=section.number("class_scale", 1.0),
+        coord_scale=section.number("coord_scale", 1.0),
+        rescore=section.flag("rescore"),
+    )
+
+
+_LOSSES: dict[str, Callable[[Layer], nn.Module]] = {
+    "yolo": _yolo_loss,
+    "region": _region_loss,
+    "detection": _detection_loss,
+}
+
+
+def _anchors(layer: Layer) -> list[list[float]]:
+    flat = layer.section.numbers("anchors")
+    total = layer.section.integer("num", 1, low=1, high=4096)
+    return [flat[i : i + 2] for i in range(0, 2 * total, 2)]
+
+
+def _mask(layer: Layer) -> list[int]:
+    return layer.section.integers("mask") or list(range(len(_anchors(layer))))
+
+
+def _margins(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
+    return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
+
+
+def _given(cfg_file: str | Path | None) -> str | Path:
+    if cfg_file is None:
+        raise InputError("model.cfg_file must be the path of a darknet cfg file, got null")
+    return cfg_file
