@@ -94,7 +94,7 @@ D2_INLINE A log_positive(A s) {
   const B bits = bits_as<B>(s * (small ? A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0) : A(1)));
   // Without its exponent the number lies between sqrt(1/2) and sqrt(2).
   const B exponent = (bits - bits_as<B>(A(0.70710678118654752440))) >> F::kMantissa;
-  const A rest = bits_as<A>(bits - (exponent << F::kMantissa));
+  const A rest = bits_as<A>(bits - exponent * (B(1) << F::kMantissa));
   const A n = static_cast<A>(exponent - (small ? F::kMantissa + (sizeof(A) == 4 ? 1 : 2) : 0));
   const A result = n * F::kLn2High + (twice_atanh((rest - A(1)) / (rest + A(1))) + n * F::kLn2Low);
   const A at_zero = s == A(0) ? A(-__builtin_inf()) : A(__builtin_nan(""));

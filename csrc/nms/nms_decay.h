@@ -47,11 +47,11 @@ struct BitsOf {
 };
 template <>
 struct BitsOf<float> {
-  using type = int32_t;
+  using type = uint32_t;  // a shift of a signed number that overflows is undefined
 };
 template <>
 struct BitsOf<double> {
-  using type = int64_t;
+  using type = uint64_t;
 };
 
 // a * b, rounded before anything is added to it (see box_iou.h); V is a scalar or a vector that fits a register.
