@@ -100,10 +100,11 @@ struct AlignBin {
 
   // The weight of a pixel along one axis: the sum over the samples that read it.
   __device__ __forceinline__ static A along(const roi_align::Axis<A>& axis, int64_t b, int64_t pixel, int64_t size) {
-    // Samples lie between the bin's ends; those up to a pixel outside the map count for its border.
+    // Samples lie between the bin's ends, but for rounding; those up to a pixel outside the map count for its border.
     const A from = axis.start + static_cast<A>(b) * axis.bin, to = from + axis.bin;
     const A low = from < to ? from : to, high = from < to ? to : from;
-    if (static_cast<A>(pixel) < low - A(2) || static_cast<A>(pixel) > high + A(2)) return A(0);
+    const A margin = A(2) + A(1e-6) * (std::fabs(axis.start) + high - low);
+    if (static_cast<A>(pixel) < low - margin || static_cast<A>(pixel) > high + margin) return A(0);
     const auto range = roi_align::sample_range(axis, b, size);
     A weight = A(0);
     for (int64_t i = range.first; i < range.last; ++i) {

@@ -146,8 +146,10 @@ template <typename A>
 __device__ __forceinline__ bool reaches(const Axis<A>& axis, int64_t pooled, int64_t first) {
   const A end = axis.start + static_cast<A>(pooled) * axis.bin;
   const A low = axis.start < end ? axis.start : end, high = axis.start < end ? end : axis.start;
-  // Samples as far as a pixel outside the map count for its border, hence the wider margin.
-  return high >= static_cast<A>(first) - A(2) && low <= static_cast<A>(first + kTile) + A(2);
+  // Samples as far as a pixel outside the map count for its border, hence the wider margin; those of a box far larger
+  // than the map are rounded by more than that.
+  const A margin = A(2) + A(1e-6) * (high - low);
+  return high >= static_cast<A>(first) - margin && low <= static_cast<A>(first + kTile) + margin;
 }
 
 // ---- launches ----

@@ -36,7 +36,7 @@ D2_HD RotatedBox<T> make_box(const B* roi, T spatial_scale, int64_t pooled_h, in
   box.y = axis(height, pooled_h);
   box.center_x = static_cast<T>(roi[1]) * spatial_scale - T(0.5);
   box.center_y = static_cast<T>(roi[2]) * spatial_scale - T(0.5);
-  const double angle = static_cast<double>(roi[5]) * (3.14159265358979323846 / 180.0);
+  const double angle = static_cast<double>(static_cast<T>(roi[5])) * (3.14159265358979323846 / 180.0);
   box.cos = static_cast<T>(std::cos(angle));
   box.sin = static_cast<T>(std::sin(angle));
   box.scale = T(1) / roi_align::sample_count(box.y, box.x);

@@ -126,16 +126,27 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- deterministic backward ----
 
-// A box's samples along one axis, numbered through its bins, that lie within 1.5 of `at`: a pixel is read by samples
-// closer than a pixel along both axes of the map, so closer than its diagonal along those of the box.
+// Samples per bin, of a bin of any size.
 template <typename A>
-__device__ __forceinline__ SampleRange near_samples(const Axis<A>& axis, int64_t pooled, A at) {
-  const double grid = static_cast<double>(axis.grid) < 1e12 ? static_cast<double>(axis.grid) : 1e12;
-  const double count = grid * static_cast<double>(pooled);
+__device__ __forceinline__ int64_t grid_of(const Axis<A>& axis) {
+  return static_cast<int64_t>(axis.grid < A(9e15) ? axis.grid : A(9e15));
+}
+
+// A box's samples along one axis, numbered through its bins, that lie within `reach` of `at`. As in sample_range, those
+// of long grids that are certain to lie outside the map are left out.
+template <typename A>
+__device__ __forceinline__ SampleRange near_samples(const Axis<A>& axis, int64_t pooled, A at, double reach,
+                                                    const Extent& map) {
+  const double count = static_cast<double>(grid_of(axis)) * static_cast<double>(pooled);
   if (!(axis.bin > A(0))) return {0, static_cast<int64_t>(count)};
   const double step = static_cast<double>(axis.bin) / static_cast<double>(axis.grid);
-  const double middle = (static_cast<double>(at) - static_cast<double>(axis.start)) / step;
-  double first = std::floor(middle - 1.5 / step) - 2.0, last = std::ceil(middle + 1.5 / step) + 2.0;
+  double low = static_cast<double>(at) - reach, high = static_cast<double>(at) + reach;
+  if (axis.grid > A(64)) {
+    low = low > map.low ? low : map.low;
+    high = high < map.high ? high : map.high;
+  }
+  double first = std::floor((low - static_cast<double>(axis.start)) / step) - 2.0;
+  double last = std::ceil((high - static_cast<double>(axis.start)) / step) + 2.0;
   first = first > 0.0 ? (first < count ? first : count) : 0.0;
   last = last > first ? (last < count ? last : count) : first;
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
@@ -160,14 +171,18 @@ __global__ void __launch_bounds__(kTile* kTile)
     const int count = static_cast<int>(p.channels - c0 < kChannels ? p.channels - c0 : kChannels);
     A sum[kChannels] = {};
     for (int64_t k = 0; k < p.boxes; ++k) {
-      const RotatedBox<A> box = boxes[k].box;
-      if (!box.inside || box.image != image) continue;
+      const PlacedBox<A>& placed = boxes[k];
+      if (!placed.box.inside || placed.box.image != image) continue;
+      const RotatedBox<A> box = placed.box;
       const A dy = static_cast<A>(py) - box.center_y, dx = static_cast<A>(px) - box.center_x;
-      const SampleRange vs = near_samples(box.y, p.pooled_h, dy * box.cos + dx * box.sin);
-      const SampleRange us = near_samples(box.x, p.pooled_w, dx * box.cos - dy * box.sin);
+      // A pixel is read by samples closer than a pixel along both axes of the map, so closer than its diagonal along
+      // those of the box; but those of a box far larger than the map are rounded by more than what is left of 1.5.
+      const double reach = 1.5 + 2e-6 * static_cast<double>(std::fabs(dy) + std::fabs(dx) + std::fabs(box.y.start) +
+                                                            std::fabs(box.x.start));
+      const SampleRange vs = near_samples(box.y, p.pooled_h, dy * box.cos + dx * box.sin, reach, placed.along_y);
+      const SampleRange us = near_samples(box.x, p.pooled_w, dx * box.cos - dy * box.sin, reach, placed.along_x);
       if (vs.first == vs.last || us.first == us.last) continue;
-      const int64_t grid_h = static_cast<int64_t>(box.y.grid < A(1e12) ? box.y.grid : A(1e12));
-      const int64_t grid_w = static_cast<int64_t>(box.x.grid < A(1e12) ? box.x.grid : A(1e12));
+      const int64_t grid_h = grid_of(box.y), grid_w = grid_of(box.x);
       const T* from = grad + k * in.n + c0 * in.c;
       for (int64_t j = vs.first; j < vs.last; ++j) {
         const int64_t ph = j / grid_h;
