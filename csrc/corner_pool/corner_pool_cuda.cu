@@ -177,6 +177,8 @@ __global__ void __launch_bounds__(kColumns* kSegments)
     int segments;
     const int own = own_steps<kItems>(s, chunk * kChunk, first, segments), count = column < 0 ? 0 : own;
     __syncthreads();  // the maxima are written, the shared memory is free
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) best[v] = lowest<A>();
     if (chunk > 0 && column >= 0) read(best, static_cast<const T*>(out) + column + s.at(chunk * kChunk) * s.inner);
     A value[kItems][kVec] = {}, share[kItems][kVec] = {};
 #pragma unroll
@@ -361,6 +363,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t i = chunk * group + at.lane;
     const bool inside = at.offset >= 0 && i < vectors;
+    best = lowest<A>();
     if (chunk > 0) {
       if (at.offset >= 0 && at.lane == 0) {
         best = static_cast<A>(out[at.offset + vector_at<kVec>(s, chunk * group)]);

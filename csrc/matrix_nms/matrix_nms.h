@@ -31,7 +31,7 @@ D2_HD_INLINE void linear_step(V& worst, const V& iou, const V& most) {
 template <typename T>
 D2_HD T decayed(T score, T worst, bool gaussian, T sigma) {
   if (!(score > T(0))) return score;
-  return score * (gaussian ? nms::exp_nonpositive(-(sigma * worst)) : worst);
+  return score * (gaussian ? nms::exp_nonpositive(-product(sigma, worst)) : worst);
 }
 
 inline void check_sigma(const char* op, double sigma) { check(sigma > 0, op, "sigma must be above 0, got ", sigma); }
