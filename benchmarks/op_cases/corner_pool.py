@@ -88,11 +88,11 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
 
 
 def memory_cases() -> Iterator[MemoryCase]:
-    """Rows: 192 bytes a column and thread; channels-last pairs: 128 kB and a row's maxima."""
+    """A bit an element of what a task scans and its maxima, or two rows' maxima."""
     threads = torch.get_num_threads()
     for layout in ("nchw", "nhwc"):
         a = in_layout(torch.randn(2, 64, 128, 128), layout)
-        bound = threads * (256 << 10)
+        bound = threads * (384 << 10)
         for name, call in (
             ("left", lambda a=a: ops.corner_pool(a, "left")),
             ("left backward", lambda a=a: BACKWARD(a, a, 3, True)),

@@ -5,17 +5,46 @@ namespace d2proj {
 namespace corner_pool {
 namespace {
 
+// `count` columns; `best` holds their running maxima.
+template <bool kBack>
 struct Columns {
   template <Level L, typename T, typename A>
   static D2_INLINE void run(T* out, const T* in, A* best, const Scan& s, int64_t count) {
-    scan_columns<L>(out, in, best, s, s.inner, count);
+    const int64_t wide = vectors<L, A>(count);
+    std::fill_n(best, wide * kLanes<L, A>, kLowest<A>);
+    for (int64_t i = 0; i < s.length; ++i) {
+      const int64_t at = s.at(i) * s.inner;
+      for (int64_t k = 0; k < wide; ++k) {
+        const int64_t j = column<L, A, kBack>(k, wide);
+        Lanes<L, A> value, top;
+        read<L>(value, in + at + j, count - j, kLowest<A>);
+        simd::load(top, best + j);
+        take<L>(top, value);
+        simd::store(best + j, top);
+        write<L, true>(out + at + j, top, count - j);
+      }
+    }
   }
 };
 
+// Rows `begin` to `end` of `length`.
+template <bool kBack>
 struct Rows {
-  template <Level L, typename T, typename A>
-  static D2_INLINE void run(T* out, const T* in, A* buf, const Scan& s, int64_t rows) {
-    scan_rows<L>(out, in, buf, s, rows);
+  template <Level L, typename T>
+  static D2_INLINE void run(T* out, const T* in, int64_t length, int64_t begin, int64_t end) {
+    using A = accumulate_t<T>;
+    const int64_t wide = vectors<L, A>(length);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const int64_t at = (kBack ? end - 1 - i : begin + i) * length;
+      auto carry = Lanes<L, A>{} + kLowest<A>;
+      for (int64_t k = 0; k < wide; ++k) {
+        const int64_t j = column<L, A, kBack>(k, wide);
+        Lanes<L, A> value;
+        read<L>(value, in + at + j, length - j, kLowest<A>);
+        step_row<L, kBack>(value, carry);
+        write<L, true>(out + at + j, value, length - j);
+      }
+    }
   }
 };
 
@@ -23,69 +52,77 @@ template <typename T>
 void forward(T* out, const T* in, const Scan& s) {
   using A = accumulate_t<T>;
   if (s.inner == 1) {
-    constexpr int64_t kRows = simd::Wide<A>::kLanes;
-    const int64_t tasks = (s.outer + kRows - 1) / kRows;
-    const int64_t grain = std::max<int64_t>(1, kGrain / (kRows * s.length));
-    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-      const auto buf = aligned_buffer<A>(std::min(s.length, kRowChunk) * kRows);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i * kRows, at = row * s.length;
-        simd::dispatch<Rows>(out + at, in + at, buf.get(), s, std::min(kRows, s.outer - row));
-      }
+    const int64_t grain = std::max<int64_t>(1, kGrain / s.length);
+    torch::stable::parallel_for(0, s.outer, grain, [&](int64_t begin, int64_t end) {
+      dispatch<Rows>(s.from_end, out, in, s.length, begin, end);
     });
     return;
   }
-  const int64_t columns = columns_of_task(s, 2048);
+  const int64_t columns = columns_of_task(s, 1 << 14);
   const int64_t parts = (s.inner + columns - 1) / columns;
   const int64_t cost = s.length * std::min(s.inner, columns);
   const int64_t grain = std::max<int64_t>(1, kGrain / cost);
   torch::stable::parallel_for(0, s.outer * parts, grain, [&](int64_t begin, int64_t end) {
-    const auto best = aligned_buffer<A>(std::min(s.inner, columns));
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % parts * columns, at = i / parts * s.length * s.inner + first;
-      simd::dispatch<Columns>(out + at, in + at, best.get(), s, std::min(columns, s.inner - first));
+    const auto best = aligned_buffer<A>(padded(std::min(s.inner, columns)));
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const int64_t task = s.from_end ? end - 1 - i : begin + i;
+      const int64_t first = task % parts * columns, at = task / parts * s.length * s.inner + first;
+      dispatch<Columns>(s.from_end, out + at, in + at, best.get(), s, std::min(columns, s.inner - first));
     }
   });
 }
 
-// A planar map's columns of `a` and rows of `b`, summed; `buf` holds a turned chunk, then the columns' maxima.
+// A planar map's columns of `a` and rows of `b`, summed; `best` holds the columns' maxima.
+template <bool kBack>
 struct PlanarPair {
   template <Level L, typename T, typename A>
-  static D2_INLINE void run(T* out, const T* a, const T* b, A* buf, const Scan& down, const Scan& across) {
-    constexpr int64_t kRows = simd::Wide<A>::kLanes;
-    A* best = buf + std::min(across.length, kRowChunk) * kRows;
-    const int64_t width = down.inner;
-    for (int64_t done = 0; done < down.length; done += kRows) {
-      const int64_t rows = std::min(kRows, down.length - done);
-      const int64_t top = down.from_end ? down.length - done - rows : done;
-      scan_rows<L>(out + top * width, b + top * width, buf, across, rows);
-      for (int64_t i = done; i < done + rows; ++i) {
-        const int64_t at = down.at(i) * width;
-        if (i == 0) {
-          step_columns<L, true, true>(out + at, a + at, best, width);
-        } else {
-          step_columns<L, false, true>(out + at, a + at, best, width);
-        }
+  static D2_INLINE void run(T* out, const T* a, const T* b, A* best, const Scan& down) {
+    const int64_t width = down.inner, wide = vectors<L, A>(width);
+    std::fill_n(best, wide * kLanes<L, A>, kLowest<A>);
+    for (int64_t i = 0; i < down.length; ++i) {
+      const int64_t at = down.at(i) * width;
+      auto carry = Lanes<L, A>{} + kLowest<A>;
+      for (int64_t k = 0; k < wide; ++k) {
+        const int64_t j = column<L, A, kBack>(k, wide);
+        Lanes<L, A> value, top;
+        read<L>(value, a + at + j, width - j, kLowest<A>);
+        simd::load(top, best + j);
+        take<L>(top, value);
+        simd::store(best + j, top);
+        read<L>(value, b + at + j, width - j, kLowest<A>);
+        step_row<L, kBack>(value, carry);
+        write<L, false>(out + at + j, top + value, width - j);
       }
     }
   }
 };
 
-// The same for `count` channels of a channels-last image; `buf` holds `count` maxima, then those of a row.
+// The same for `count` channels of a channels-last image; `best` holds the maxima of a row's cells, then of the row.
+template <bool kBack>
 struct ChannelsLastPair {
   template <Level L, typename T, typename A>
-  static D2_INLINE void run(T* out, const T* a, const T* b, A* buf, const Scan& down, const Scan& across,
+  static D2_INLINE void run(T* out, const T* a, const T* b, A* best, const Scan& down, const Scan& across,
                             int64_t count) {
-    A* best = buf + count;
+    const int64_t wide = vectors<L, A>(count), pitch = wide * kLanes<L, A>;
+    A* row_best = best + across.length * pitch;
+    std::fill_n(best, across.length * pitch, kLowest<A>);
     for (int64_t i = 0; i < down.length; ++i) {
-      const int64_t row = down.at(i) * down.inner;
-      scan_columns<L>(out + row, b + row, buf, across, across.inner, count);
+      std::fill_n(row_best, pitch, kLowest<A>);
       for (int64_t x = 0; x < across.length; ++x) {
-        const int64_t at = row + x * across.inner;
-        if (i == 0) {
-          step_columns<L, true, true>(out + at, a + at, best + x * count, count);
-        } else {
-          step_columns<L, false, true>(out + at, a + at, best + x * count, count);
+        const int64_t cell = across.at(x), at = down.at(i) * down.inner + cell * across.inner;
+        for (int64_t k = 0; k < wide; ++k) {
+          const int64_t j = column<L, A, kBack>(k, wide);
+          A* column_best = best + cell * pitch + j;
+          Lanes<L, A> value, top, left;
+          read<L>(value, a + at + j, count - j, kLowest<A>);
+          simd::load(top, column_best);
+          take<L>(top, value);
+          simd::store(column_best, top);
+          read<L>(value, b + at + j, count - j, kLowest<A>);
+          simd::load(left, row_best + j);
+          take<L>(left, value);
+          simd::store(row_best + j, left);
+          write<L, false>(out + at + j, top + left, count - j);
         }
       }
     }
@@ -98,12 +135,11 @@ void forward_pair(T* out, const T* a, const T* b, const Tensor& shape, bool last
   const Scan down = scan_of(shape, last, 2, from_end), across = scan_of(shape, last, 3, from_end);
   const int64_t slab = down.length * down.inner;
   if (!last) {
-    const int64_t buffer = std::min(across.length, kRowChunk) * simd::Wide<A>::kLanes + down.inner;
     torch::stable::parallel_for(0, down.outer, std::max<int64_t>(1, kGrain / slab), [&](int64_t begin, int64_t end) {
-      const auto buf = aligned_buffer<A>(buffer);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t at = i * slab;
-        simd::dispatch<PlanarPair>(out + at, a + at, b + at, buf.get(), down, across);
+      const auto best = aligned_buffer<A>(padded(down.inner));
+      for (int64_t i = 0; i < end - begin; ++i) {
+        const int64_t at = (from_end ? end - 1 - i : begin + i) * slab;
+        dispatch<PlanarPair>(from_end, out + at, a + at, b + at, best.get(), down);
       }
     });
     return;
@@ -116,11 +152,12 @@ void forward_pair(T* out, const T* a, const T* b, const Tensor& shape, bool last
   const int64_t cost = slab / channels * columns;
   const int64_t grain = std::max<int64_t>(1, kGrain / cost);
   torch::stable::parallel_for(0, down.outer * parts, grain, [&](int64_t begin, int64_t end) {
-    const auto buf = aligned_buffer<A>((across.length + 1) * columns);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % parts * columns, at = i / parts * slab + first;
-      simd::dispatch<ChannelsLastPair>(out + at, a + at, b + at, buf.get(), down, across,
-                                       std::min(columns, channels - first));
+    const auto best = aligned_buffer<A>((across.length + 1) * padded(columns));
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const int64_t task = from_end ? end - 1 - i : begin + i;
+      const int64_t first = task % parts * columns, at = task / parts * slab + first;
+      dispatch<ChannelsLastPair>(from_end, out + at, a + at, b + at, best.get(), down, across,
+                                 std::min(columns, channels - first));
     }
   });
 }

@@ -14,14 +14,18 @@ from torch import Tensor
 
 
 def direct(
-    op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Any,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    tensors: int = 2,
 ) -> Callable[..., Any]:
-    """The op as a function; tensors that a gradient flows to are its first two arguments.
+    """The op as a function; tensors that a gradient flows to are its first one or two arguments.
 
     Args:
         op: ``torch.ops.d2proj.<name>.default``.
         setup_context: As ``register_differentiable`` takes it.
         backward: The same; it calls the backward op, whose own rule refuses a second derivative.
+        tensors: 1 or 2, how many such arguments there are.
     """
 
     class Node(torch.autograd.Function):
@@ -49,4 +53,12 @@ def direct(
         with torch._C._AutoDispatchBelowAutograd():
             return op(first, second, *rest)
 
-    return call
+    def call_with_one(first: Tensor, *rest: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return op(first, *rest)
+        if first.requires_grad and torch.is_grad_enabled():
+            return Node.apply(first, *rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(first, *rest)
+
+    return call if tensors == 2 else call_with_one

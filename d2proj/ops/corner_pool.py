@@ -12,6 +12,7 @@ from d2proj.ops._common import (
     register_autocast,
     register_differentiable,
 )
+from d2proj.ops._direct import direct
 
 #: Direction -> the dimension that is scanned, and whether the scan starts at its end.
 _SCANS = {"top": (2, True), "bottom": (2, False), "left": (3, True), "right": (3, False)}
@@ -39,9 +40,10 @@ def corner_pool(x: Tensor, direction: str) -> Tensor:
         RuntimeError: ``x`` has the wrong shape or dtype.
         ValueError: ``direction`` is another word.
     """
-    _ext.require()
+    if not _ext.AVAILABLE:
+        _ext.require()
     dim, from_end = _look_up(_SCANS, "corner_pool: direction", direction)
-    return torch.ops.d2proj.corner_pool(x, dim, from_end)
+    return _pool(x, dim, from_end)
 
 
 def corner_pool_pair(x_a: Tensor, x_b: Tensor, corner: str) -> Tensor:
@@ -60,9 +62,10 @@ def corner_pool_pair(x_a: Tensor, x_b: Tensor, corner: str) -> Tensor:
         RuntimeError: An argument has the wrong shape, dtype or device.
         ValueError: ``corner`` is another word.
     """
-    _ext.require()
+    if not _ext.AVAILABLE:
+        _ext.require()
     from_end = _look_up(_CORNERS, "corner_pool_pair: corner", corner)
-    return torch.ops.d2proj.corner_pool_pair(x_a, x_b, from_end)
+    return _pool_pair(x_a, x_b, from_end)
 
 
 def _look_up(table: dict[str, Any], name: str, word: str) -> Any:
@@ -132,7 +135,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (x,) = ctx.saved_tensors
-    return torch.ops.d2proj._corner_pool_backward(grad, x, ctx.dim, ctx.from_end), None, None
+    return (
+        torch.ops.d2proj._corner_pool_backward.default(grad, x, ctx.dim, ctx.from_end),
+        None,
+        None,
+    )
 
 
 def _pair_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -143,10 +150,18 @@ def _pair_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 def _pair_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x_a, x_b = ctx.saved_tensors
     if not ctx.needs_input_grad[1]:
-        return torch.ops.d2proj._corner_pool_backward(grad, x_a, 2, ctx.from_end), None, None
+        return (
+            torch.ops.d2proj._corner_pool_backward.default(grad, x_a, 2, ctx.from_end),
+            None,
+            None,
+        )
     if not ctx.needs_input_grad[0]:
-        return None, torch.ops.d2proj._corner_pool_backward(grad, x_b, 3, ctx.from_end), None
-    return *torch.ops.d2proj._corner_pool_pair_backward(grad, x_a, x_b, ctx.from_end), None
+        return (
+            None,
+            torch.ops.d2proj._corner_pool_backward.default(grad, x_b, 3, ctx.from_end),
+            None,
+        )
+    return *torch.ops.d2proj._corner_pool_pair_backward.default(grad, x_a, x_b, ctx.from_end), None
 
 
 if _ext.AVAILABLE:
@@ -167,3 +182,7 @@ if _ext.AVAILABLE:
     )
     register_autocast("corner_pool", box_arguments=[])
     register_autocast("corner_pool_pair", box_arguments=[])
+    _pool = direct(torch.ops.d2proj.corner_pool.default, _setup_context, _backward, tensors=1)
+    _pool_pair = direct(
+        torch.ops.d2proj.corner_pool_pair.default, _pair_setup_context, _pair_backward
+    )
