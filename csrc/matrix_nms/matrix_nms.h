@@ -34,7 +34,9 @@ D2_HD T decayed(T score, T worst, bool gaussian, T sigma) {
   return score * (gaussian ? nms::exp_nonpositive(-product(sigma, worst)) : worst);
 }
 
-inline void check_sigma(const char* op, double sigma) { check(sigma > 0, op, "sigma must be above 0, got ", sigma); }
+inline void check_sigma(const char* op, double sigma) {
+  check(sigma > 0 && sigma <= 1e30, op, "sigma must be above 0 and finite (at most 1e30), got ", sigma);
+}
 
 }  // namespace matrix_nms
 }  // namespace d2proj

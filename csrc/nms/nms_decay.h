@@ -47,10 +47,22 @@ struct BitsOf {
 };
 template <>
 struct BitsOf<float> {
-  using type = uint32_t;  // a shift of a signed number that overflows is undefined
+  using type = int32_t;
 };
 template <>
 struct BitsOf<double> {
+  using type = int64_t;
+};
+
+// Bits that are shifted: of a signed number that overflows it would be undefined (of GCC's vectors it is not).
+template <typename V>
+struct ShiftedOf : BitsOf<V> {};
+template <>
+struct ShiftedOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct ShiftedOf<double> {
   using type = uint64_t;
 };
 
@@ -89,7 +101,7 @@ D2_HD_INLINE void exp_series(V& sum, const V& r) {
 template <typename T, typename V>
 D2_HD_INLINE void exp_nonpositive(V& out, const V& x) {
   using Traits = ExpTraits<T>;
-  using Bits = typename BitsOf<V>::type;
+  using Bits = typename ShiftedOf<V>::type;
   const V one = V{} + T(1);
   V shifted, high, low, power;
   multiply(shifted, x, one * T(1.4426950408889634));
