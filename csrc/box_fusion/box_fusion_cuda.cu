@@ -229,16 +229,16 @@ fusion::Fused run_any(const fusion::Inputs& inputs, const Settings& settings) {
 fusion::Fused weighted_boxes_fusion_cuda(const Tensor& boxes, const Tensor& scores, const Tensor& labels,
                                          const Tensor& models, const Tensor& weights, double iou_thr,
                                          double skip_box_thr, int64_t conf_type, bool allows_overflow) {
-  const CudaDevice device(boxes);
   const fusion::Inputs inputs = fusion::prepare_inputs("weighted_boxes_fusion", boxes, scores, labels, models, weights);
+  const CudaDevice device(boxes);
   return run_any(inputs, fusion::fusion_settings(iou_thr, skip_box_thr, conf_type, allows_overflow, weights));
 }
 
 fusion::Fused non_maximum_weighted_cuda(const Tensor& boxes, const Tensor& scores, const Tensor& labels,
                                         const Tensor& models, const Tensor& weights, double iou_thr,
                                         double skip_box_thr) {
-  const CudaDevice device(boxes);
   const fusion::Inputs inputs = fusion::prepare_inputs("non_maximum_weighted", boxes, scores, labels, models, weights);
+  const CudaDevice device(boxes);
   return run_any(inputs, fusion::weighted_settings(iou_thr, skip_box_thr, weights));
 }
 

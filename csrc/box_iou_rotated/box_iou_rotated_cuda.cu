@@ -44,8 +44,8 @@ void all_pairs(const Tensor& rows1, const Tensor& rows2, Tensor& result) {
 }
 
 Tensor box_iou_rotated_cuda(const Tensor& boxes1, const Tensor& boxes2) {
-  const CudaDevice device(boxes1);
   auto [rows1, rows2, result] = rotated::prepare_pairs(boxes1, boxes2);
+  const CudaDevice device(boxes1);
   if (result.numel() == 0) return result;
   const bool wide = result.scalar_type() == ScalarType::Double;
   wide ? all_pairs<double>(rows1, rows2, result) : all_pairs<float>(rows1, rows2, result);

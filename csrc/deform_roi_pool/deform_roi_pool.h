@@ -142,9 +142,10 @@ D2_HD bool sloped_taps_at(A at, int64_t size, SlopedTaps<A>& taps) {
     if (!(at >= A(-0.5) && at <= static_cast<A>(size) - A(0.5))) return false;
     const A last = static_cast<A>(size - 1);
     at = at > A(0) ? (at < last ? at : last) : A(0);
-    taps.low = static_cast<int64_t>(at);
+    const int64_t low = static_cast<int64_t>(at);
+    taps.low = low < size ? low : size - 1;  // `last` may have been rounded up
     // The source reads floor and ceil, so that a sample on a pixel has no slope.
-    taps.w_high = at - static_cast<A>(taps.low);
+    taps.w_high = taps.low == size - 1 ? A(0) : at - static_cast<A>(low);
     taps.w_low = A(1) - taps.w_high;
     taps.high = taps.w_high > A(0) ? taps.low + 1 : taps.low;
     taps.slope = taps.w_high > A(0) ? A(1) : A(0);

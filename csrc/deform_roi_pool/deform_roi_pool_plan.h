@@ -40,8 +40,11 @@ class Plan {
     extents_.resize(p.boxes * 2);
     for (int64_t k = 0; k < p.boxes; ++k) {
       const A* box = boxes + k * 5;
-      extents_[k * 2] = static_cast<A>(p.gamma) * BoxAxis<A, kPs>(box[1], box[3], p.pooled_w, p).side;
-      extents_[k * 2 + 1] = static_cast<A>(p.gamma) * BoxAxis<A, kPs>(box[2], box[4], p.pooled_h, p).side;
+      const A x = static_cast<A>(p.gamma) * BoxAxis<A, kPs>(box[1], box[3], p.pooled_w, p).side;
+      const A y = static_cast<A>(p.gamma) * BoxAxis<A, kPs>(box[2], box[4], p.pooled_h, p).side;
+      // Zero, as the bins of such a box are: 0 * NaN would not be.
+      extents_[k * 2] = is_finite(x) ? x : A(0);
+      extents_[k * 2 + 1] = is_finite(y) ? y : A(0);
     }
     // Chunks are independent, so the result does not depend on how many threads make them.
     torch::stable::parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t begin, int64_t end) {
