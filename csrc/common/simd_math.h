@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/simd.h"
 
@@ -47,6 +48,13 @@ constexpr double kInverseFactorial[] = {
     1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
     1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
+// The bits of 2^power. Unsigned: what a NaN leads to here may be anything, and must not be undefined.
+template <typename A>
+D2_INLINE auto exponent_bits(typename FloatBits<A>::type power) {
+  using U = std::make_unsigned_t<typename FloatBits<A>::type>;
+  return (static_cast<U>(power) + U(FloatBits<A>::kBias)) << FloatBits<A>::kMantissa;
+}
+
 // e^x for x <= 0 (and a little above).
 template <typename A>
 D2_INLINE A exp_negative(A x) {
@@ -60,9 +68,10 @@ D2_INLINE A exp_negative(A x) {
 #pragma GCC unroll 16
   for (int k = F::kExpTerms - 1; k >= 0; --k) sum = sum * r + A(kInverseFactorial[k]);
   // 2^n in two factors: neither leaves the normal range.
-  const B power = bits_as<B>(shifted) - bits_as<B>(F::kRound), half = power >> 1;
-  const A a = bits_as<A>((half + F::kBias) << F::kMantissa);
-  const A b = bits_as<A>((power - half + F::kBias) << F::kMantissa);
+  using U = std::make_unsigned_t<B>;
+  const B power = static_cast<B>(bits_as<U>(shifted) - bits_as<U>(F::kRound)), half = power >> 1;
+  const A a = bits_as<A>(exponent_bits<A>(half));
+  const A b = bits_as<A>(exponent_bits<A>(static_cast<B>(static_cast<U>(power) - static_cast<U>(half))));
   return sum * a * b;
 }
 
@@ -90,11 +99,12 @@ template <typename A>
 D2_INLINE A log_positive(A s) {
   using F = FloatBits<A>;
   using B = typename F::type;
+  using U = std::make_unsigned_t<B>;
   const bool small = s < F::kTiny;  // below the normal range: times 2^24 or 2^54
-  const B bits = bits_as<B>(s * (small ? A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0) : A(1)));
+  const U bits = bits_as<U>(s * (small ? A(sizeof(A) == 4 ? 16777216.0 : 18014398509481984.0) : A(1)));
   // Without its exponent the number lies between sqrt(1/2) and sqrt(2).
-  const B exponent = (bits - bits_as<B>(A(0.70710678118654752440))) >> F::kMantissa;
-  const A rest = bits_as<A>(bits - exponent * (B(1) << F::kMantissa));
+  const B exponent = static_cast<B>(bits - bits_as<U>(A(0.70710678118654752440))) >> F::kMantissa;
+  const A rest = bits_as<A>(bits - (static_cast<U>(exponent) << F::kMantissa));
   const A n = static_cast<A>(exponent - (small ? F::kMantissa + (sizeof(A) == 4 ? 1 : 2) : 0));
   const A result = n * F::kLn2High + (twice_atanh((rest - A(1)) / (rest + A(1))) + n * F::kLn2Low);
   const A at_zero = s == A(0) ? A(-__builtin_inf()) : A(__builtin_nan(""));
