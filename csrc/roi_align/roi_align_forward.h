@@ -236,11 +236,11 @@ void pool_direct(const Forward<T, A, P>& f, const Group& group, int64_t row, T* 
   };
   T* to = f.out.data + row * f.out.n;
   pool(0, to);
-  if constexpr (std::is_same_v<T, A>) {
-    // A row of the result is dense, whatever its format.
-    const int64_t count = f.out.n;
-    signed char* winner = f.winner ? f.winner + row * count : nullptr;
-    if (winner) std::memset(winner, 0, count);
+  // A row of the result is dense, whatever its format.
+  const int64_t count = f.out.n;
+  signed char* winner = f.winner ? f.winner + row * count : nullptr;
+  if (winner) std::memset(winner, 0, count);
+  if constexpr (std::is_same_v<T, A>) {  // others come here with one view alone
     for (int64_t j = 1; j < f.views; ++j) {
       pool(j, other);
       simd::dispatch<ReduceValues>(to, static_cast<const T*>(other), winner, static_cast<int>(j), count, f.maximum);
