@@ -27,7 +27,9 @@ inline void check_axis(const char* op, int64_t dim) {
   check(dim == 2 || dim == 3, op, "dim must be 2 or 3, got ", dim);
 }
 
+// Asked of the dispatcher only where it copies: that costs as much as a small map.
 inline Tensor dense(const Tensor& tensor, bool channels_last) {
+  if (channels_last ? is_channels_last(tensor) : tensor.is_contiguous()) return tensor;
   return torch::stable::contiguous(tensor, format_of(channels_last));
 }
 

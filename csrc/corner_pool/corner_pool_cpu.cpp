@@ -11,6 +11,17 @@ struct Columns {
   template <Level L, typename T, typename A>
   static D2_INLINE void run(T* out, const T* in, A* best, const Scan& s, int64_t count) {
     const int64_t wide = vectors<L, A>(count);
+    if (wide == 1) {  // in a register
+      auto top = Lanes<L, A>{} + kLowest<A>;
+      for (int64_t i = 0; i < s.length; ++i) {
+        const int64_t at = s.at(i) * s.inner;
+        Lanes<L, A> value;
+        read<L>(value, in + at, count, kLowest<A>);
+        take<L>(top, value);
+        write<L, true>(out + at, top, count);
+      }
+      return;
+    }
     std::fill_n(best, wide * kLanes<L, A>, kLowest<A>);
     for (int64_t i = 0; i < s.length; ++i) {
       const int64_t at = s.at(i) * s.inner;

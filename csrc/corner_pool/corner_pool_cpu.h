@@ -53,6 +53,8 @@ using Float16 = Lanes<Level::kAvx512, float>;
 using Double8 = Lanes<Level::kAvx512, double>;
 using Float8 = Lanes<Level::kAvx2, float>;
 using Double4 = Lanes<Level::kAvx2, double>;
+using Float4 = Lanes<Level::kBase, float>;
+using Double2 = Lanes<Level::kBase, double>;
 
 // g++ 12 warns of the unmasked intrinsics that these stand for (GCC bug 105593); the code is the same.
 constexpr uint16_t kAll16 = 0xffff;
@@ -136,6 +138,18 @@ template <int kShift>
 D2_TARGET_AVX2 inline void move_wide(Double4& out, const Double4& v) {
   const auto* from = reinterpret_cast<const __m256i*>(kMoved<int32_t, 4, 2, kShift>.from);
   out = (Double4)_mm256_permutevar8x32_ps((__m256)v, _mm256_load_si256(from));
+}
+
+template <int kShift>
+inline void move_wide(Float4& out, const Float4& v) {
+  constexpr auto& from = kMoved<int32_t, 4, 1, kShift>.from;
+  constexpr int kFrom = from[0] | from[1] << 2 | from[2] << 4 | from[3] << 6;
+  out = (Float4)_mm_shuffle_ps((__m128)v, (__m128)v, kFrom);
+}
+template <int kShift>
+inline void move_wide(Double2& out, const Double2& v) {
+  constexpr auto& from = kMoved<int64_t, 2, 1, kShift>.from;
+  out = (Double2)_mm_shuffle_pd((__m128d)v, (__m128d)v, static_cast<int>(from[0] | from[1] << 1));
 }
 
 D2_TARGET_AVX512 inline void choose_wide(Float16& out, const Float16& v, uint32_t bits) {
@@ -228,6 +242,39 @@ D2_TARGET_AVX512 inline void read_part(Float16& v, const float* from, int64_t co
 D2_TARGET_AVX512 inline void read_part(Double8& v, const double* from, int64_t count, double fill) {
   v = (Double8)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), static_cast<__mmask8>((1u << count) - 1), from);
 }
+D2_TARGET_AVX2 inline void read_part(Float8& v, const float* from, int64_t count, float fill) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+  v = (Float8)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, mask), (__m256)mask);
+}
+D2_TARGET_AVX2 inline void read_part(Double4& v, const double* from, int64_t count, double fill) {
+  const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+  v = (Double4)_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(from, mask), (__m256d)mask);
+}
+// Not a masked store, which takes some CPUs dozens of steps.
+D2_TARGET_AVX2 inline void write_part(float* to, const Float8& v, int64_t count) {
+  __m128 low = _mm256_castps256_ps128((__m256)v);
+  if (count & 4) {
+    _mm_storeu_ps(to, low);
+    to += 4;
+    low = _mm256_extractf128_ps((__m256)v, 1);
+  }
+  if (count & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(to), low);
+    to += 2;
+    low = _mm_movehl_ps(low, low);
+  }
+  if (count & 1) _mm_store_ss(to, low);
+}
+D2_TARGET_AVX2 inline void write_part(double* to, const Double4& v, int64_t count) {
+  __m128d low = _mm256_castpd256_pd128((__m256d)v);
+  if (count & 2) {
+    _mm_storeu_pd(to, low);
+    to += 2;
+    low = _mm256_extractf128_pd((__m256d)v, 1);
+  }
+  if (count & 1) _mm_store_sd(to, low);
+}
 D2_TARGET_AVX512 inline void write_part(float* to, const Float16& v, int64_t count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 }
@@ -242,7 +289,7 @@ D2_INLINE void take(V& best, const V& value) {
 #if defined(__x86_64__)
   if constexpr (L != Level::kBase) return take_wide(best, value);
 #endif
-  for (size_t i = 0; i < sizeof(V) / sizeof(best[0]); ++i) best[i] = replaces(value[i], best[i]) ? value[i] : best[i];
+  best = replaces(value, best) ? value : best;
 }
 
 // Bit i: whether lane i of `value` takes the place of that of `best`.
@@ -251,8 +298,9 @@ D2_INLINE uint32_t replaced(const V& value, const V& best) {
 #if defined(__x86_64__)
   if constexpr (L != Level::kBase) return replaced_wide(value, best);
 #endif
+  const auto mask = replaces(value, best);
   uint32_t bits = 0;
-  for (size_t i = 0; i < sizeof(V) / sizeof(best[0]); ++i) bits |= uint32_t(replaces(value[i], best[i])) << i;
+  for (size_t i = 0; i < sizeof(V) / sizeof(best[0]); ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
   return bits;
 }
 
@@ -260,27 +308,35 @@ D2_INLINE uint32_t replaced(const V& value, const V& best) {
 template <Level L, int kShift, typename V>
 D2_INLINE void move(V& out, const V& v) {
 #if defined(__x86_64__)
-  if constexpr (L != Level::kBase) return move_wide<kShift>(out, v);
-#endif
+  return move_wide<kShift>(out, v);
+#else
   constexpr int kCount = sizeof(V) / sizeof(v[0]);
   const V from = v;
   for (int i = 0; i < kCount; ++i) out[i] = from[kMoved<int32_t, kCount, 1, kShift>.from[i]];
+#endif
 }
 
+// All bits of the lanes that `bits` names.
+template <typename V>
+D2_INLINE auto mask_of(const V& like, uint32_t bits) {
+  decltype(like == like) lane = {};
+  for (size_t i = 0; i < sizeof(V) / sizeof(like[0]); ++i) lane[i] = 1 << i;
+  return ((lane * 0 + bits) & lane) == lane;
+}
 // Lanes of `v` where `bits` says so.
 template <Level L, typename V>
 D2_INLINE void choose(V& out, const V& v, uint32_t bits) {
 #if defined(__x86_64__)
   if constexpr (L != Level::kBase) return choose_wide(out, v, bits);
 #endif
-  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) out[i] = bits >> i & 1 ? v[i] : out[i];
+  out = mask_of(v, bits) ? v : out;
 }
 template <Level L, typename V>
 D2_INLINE void add(V& sum, const V& v, uint32_t bits) {
 #if defined(__x86_64__)
   if constexpr (L != Level::kBase) return add_wide(sum, v, bits);
 #endif
-  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum[i] += bits >> i & 1 ? v[i] : 0;
+  sum = mask_of(v, bits) ? sum + v : sum;
 }
 
 template <Level L, typename T>
@@ -312,8 +368,15 @@ D2_INLINE void read(Lanes<L, accumulate_t<T>>& v, const T* from, int64_t count, 
   constexpr int kCount = kLanes<L, accumulate_t<T>>;
   if (count >= kCount) return read_all<L>(v, from);
 #if defined(__x86_64__)
-  if constexpr (L == Level::kAvx512 && sizeof(T) > 2) return read_part(v, from, count, fill);
+  if constexpr (L != Level::kBase && sizeof(T) > 2) return read_part(v, from, count, fill);
 #endif
+  if constexpr (L == Level::kBase) {
+    v = Lanes<L, accumulate_t<T>>{} + fill;
+    for (int i = 0; i < kCount - 1; ++i) {
+      if (i < count) v[i] = static_cast<accumulate_t<T>>(from[i]);
+    }
+    return;
+  }
   T padded[kCount];
   for (int i = 0; i < kCount; ++i) padded[i] = static_cast<T>(fill);
   for (int i = 0; i < count; ++i) padded[i] = from[i];
@@ -324,8 +387,14 @@ D2_INLINE void write(T* to, const Lanes<L, accumulate_t<T>>& v, int64_t count) {
   constexpr int kCount = kLanes<L, accumulate_t<T>>;
   if (count >= kCount) return write_all<L, kExact>(to, v);
 #if defined(__x86_64__)
-  if constexpr (L == Level::kAvx512 && sizeof(T) > 2) return write_part(to, v, count);
+  if constexpr (L != Level::kBase && sizeof(T) > 2) return write_part(to, v, count);
 #endif
+  if constexpr (L == Level::kBase) {
+    for (int i = 0; i < kCount - 1; ++i) {
+      if (i < count) to[i] = static_cast<T>(v[i]);
+    }
+    return;
+  }
   T padded[kCount];
   write_all<L, kExact>(padded, v);
   for (int i = 0; i < count; ++i) to[i] = padded[i];
