@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format build bench sanitize clean help
+.PHONY: demo test lint format build bench sanitize fuzz clean help
 
 help:
 	@echo "make demo    install, generate the digits data, train a tiny detector, evaluate it"
@@ -23,7 +23,8 @@ help:
 	@echo "make lint    ruff, clang-format, mypy"
 	@echo "make build   only install (into $(VENV))"
 	@echo "make bench   measure the ops and the models on this machine (benchmarks/results/)"
-	@echo "make sanitize  the ops' tests and FUZZ_MINUTES of fuzzing under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize the ops' tests and FUZZ_MINUTES of fuzzing under the address and undefined-behaviour sanitizers"
+	@echo "make fuzz    the fuzzing alone"
 	@echo "make clean   remove the environment, the build and the outputs"
 
 demo: $(VENV)/.installed
@@ -75,12 +76,17 @@ SANITIZE_ENV = D2PROJ_LIBRARY=$(CURDIR)/build/sanitize/lib/d2proj/libd2proj.so D
     LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
-sanitize: $(VENV)/.installed-test
+build/sanitize/lib/d2proj/libd2proj.so: $(VENV)/.installed-test $(BUILD_INPUTS)
 	D2PROJ_CUDA=0 D2PROJ_BUILD_DIR=build/sanitize/ops \
 	    CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr \
 	    -fno-sanitize-recover=all" \
 	    $(PY) setup.py -q build_ext --build-lib build/sanitize/lib
+
+sanitize: build/sanitize/lib/d2proj/libd2proj.so
 	$(SANITIZE_ENV) $(PY) -m pytest -q tests/ops --ignore tests/ops/test_ext.py
+	$(SANITIZE_ENV) $(PY) -m tests.ops.fuzz --minutes $(FUZZ_MINUTES)
+
+fuzz: build/sanitize/lib/d2proj/libd2proj.so
 	$(SANITIZE_ENV) $(PY) -m tests.ops.fuzz --minutes $(FUZZ_MINUTES)
 
 clean:

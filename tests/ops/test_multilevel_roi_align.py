@@ -100,6 +100,20 @@ def test_equals_torchvision_level_by_level(
         check_same(got, expected, maps, 1e-9)
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("k", [2, 60])
+def test_max_of_one_level_is_roi_align(dtype: torch.dtype, k: int) -> None:
+    """The winner is recorded on every path: with few boxes the kernel takes another."""
+    maps, rois = make(5, c=5, k=k, dtype=dtype)
+    got = multilevel_roi_align(maps[:1], rois, 3, SCALES[:1], 2, True, None, "max")
+    expected = roi_align(maps[0], rois, 3, SCALES[0], 2, True)
+    assert torch.equal(got, expected)
+    up = torch.randn(got.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (ours,), (theirs,) = (torch.autograd.grad(x, maps[0], up) for x in (got, expected))
+    assert theirs.abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("reduce", REDUCTIONS)
