@@ -32,7 +32,9 @@ void run_cub(const Tensor& like, const Algorithm& algorithm) {
   check_cuda("d2proj", algorithm(memory.get(), bytes));
 }
 
-inline unsigned blocks_for(int64_t count, int threads) { return static_cast<unsigned>((count + threads - 1) / threads); }
+inline unsigned blocks_for(int64_t count, int threads) {
+  return static_cast<unsigned>((count + threads - 1) / threads);
+}
 
 template <typename K>
 void sort_pairs(const Tensor& like, const K* keys, K* keys_out, const uint32_t* values, uint32_t* values_out,

@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "common/cuda.h"
+#include "common/launch.cuh"
 #include "corner_pool/corner_pool_args.h"
 
 namespace d2proj {
@@ -21,13 +22,7 @@ namespace {
 
 constexpr int kColumns = 32;   // threads of a block along the columns ...
 constexpr int kSegments = 16;  // ... and along the scan
-constexpr int kThreads = 256;  // of a block of rows
 constexpr unsigned kAll = 0xffffffffu;
-
-template <typename T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T lane[kVec];
-};
 
 template <int kVec>
 constexpr int kItemsOf = kVec > 4 ? 4 : 8;  // steps of a thread: at most 32 accumulators

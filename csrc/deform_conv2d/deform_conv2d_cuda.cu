@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "common/cuda.h"
+#include "common/launch.cuh"
 #include "common/scratch.cuh"
 #include "deform_conv2d/deform_conv2d.h"
 #include "deform_conv2d/deform_conv2d_args.h"
@@ -21,15 +22,9 @@ namespace d2proj {
 namespace deform_conv2d {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kSamples = 64;                         // of a block
 constexpr int64_t kColumnBytes = int64_t(64) << 20;  // of columns, and as much again of their gradients
-
-template <typename T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T lane[kVec];
-};
 
 // The output pixels at hand, counted through all images, and their samples: pixel, tap, offset group (the fastest).
 struct Chunk {
@@ -116,23 +111,6 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int v = 0; v < kVec; ++v) result.lane[v] = static_cast<T>(sum[v] * sample.factor);
     *reinterpret_cast<Lanes*>(columns + column_index(s, chunk, sample.column, c)) = result;
-  }
-}
-
-// Adds kVec values at `to`, in one transaction where the hardware can (float4 from sm_90 on).
-template <typename A, int kVec>
-__device__ __forceinline__ void atomic_add(A* to, const A (&value)[kVec], A weight) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kFloat4 = std::is_same_v<A, float> && kVec == 4;
-#else
-  constexpr bool kFloat4 = false;
-#endif
-  if constexpr (kFloat4) {
-    atomicAdd(reinterpret_cast<float4*>(to),
-              make_float4(weight * value[0], weight * value[1], weight * value[2], weight * value[3]));
-  } else {
-#pragma unroll
-    for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
   }
 }
 

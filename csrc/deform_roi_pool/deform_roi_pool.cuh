@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "common/cuda.h"
+#include "common/launch.cuh"
 #include "common/tensor.h"
 #include "deform_roi_pool/deform_roi_pool.h"
 #include "deform_roi_pool/deform_roi_pool_args.h"
@@ -22,17 +23,7 @@ namespace d2proj {
 namespace deform_roi_pool {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-
-struct Strides {
-  int64_t n, c, h, w;
-};
-
-template <typename T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T lane[kVec];
-};
 
 // A bin as a thread sees it. `inside` is false where box or offset is not finite or the image index is out of range:
 // such a bin is zero (raising an error would need a synchronisation).
@@ -135,23 +126,6 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int v = 0; v < kVec; ++v) result.lane[v] = static_cast<T>(sum[v] * factor);
     *reinterpret_cast<Lanes*>(output + at.k * out.n + at.c * out.c + at.ph * out.h + at.pw * out.w) = result;
-  }
-}
-
-// Adds kVec values at `to`, in one transaction where the hardware can (float4 from sm_90 on).
-template <typename A, int kVec>
-__device__ __forceinline__ void atomic_add(A* to, const A (&value)[kVec], A weight) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kFloat4 = std::is_same_v<A, float> && kVec == 4;
-#else
-  constexpr bool kFloat4 = false;
-#endif
-  if constexpr (kFloat4) {
-    atomicAdd(reinterpret_cast<float4*>(to),
-              make_float4(weight * value[0], weight * value[1], weight * value[2], weight * value[3]));
-  } else {
-#pragma unroll
-    for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * value[v]);
   }
 }
 
@@ -367,27 +341,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launches ----
 
-Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-
-// Whether kVec channels can be moved at once: they lie side by side, and every address is aligned to their size.
-bool can_vectorise(const Tensor& t, int64_t vec, size_t element_size) {
-  const bool strides = t.stride(1) == 1 && t.stride(0) % vec == 0 && t.stride(2) % vec == 0 && t.stride(3) % vec == 0;
-  return strides && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % (vec * element_size) == 0;
-}
-
 unsigned grid_for(int64_t total, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>((total + per_block - 1) / per_block, int64_t(1) << 22));
-}
-
-// Calls `body(I{})` with 32-bit indices where every number up to total + one grid of threads fits, else 64-bit ones.
-template <typename Body>
-void with_index(int64_t total, const Body& body) {
-  const int64_t margin = static_cast<int64_t>(grid_for(total, kThreads)) * kThreads;
-  if (total + margin < std::numeric_limits<uint32_t>::max()) {
-    body(uint32_t{});
-  } else {
-    body(uint64_t{});
-  }
 }
 
 template <bool kPs>

@@ -14,11 +14,8 @@ namespace {
 
 using roi_align::Axis;
 using roi_align::kChannels;
-using roi_align::kThreads;
 using roi_align::kTile;
-using roi_align::Pack;
 using roi_align::Place;
-using roi_align::Strides;
 
 struct Problem {
   int64_t boxes, rows, channels, images, levels, pooled_h, pooled_w;
@@ -194,7 +191,7 @@ Pyramid<T> pyramid_of(const std::vector<Tensor>& maps) {
   for (size_t l = 0; l < maps.size(); ++l) {
     // Backward passes write through it; forward ones have a const T.
     result.data[l] = static_cast<T*>(const_cast<void*>(maps[l].const_data_ptr()));
-    result.strides[l] = roi_align::strides_of(maps[l]);
+    result.strides[l] = strides_of(maps[l]);
     result.height[l] = maps[l].size(2);
     result.width[l] = maps[l].size(3);
   }
@@ -232,7 +229,7 @@ Tensor make_views(const Tensor& boxes, const Levels& levels, const std::vector<d
 
 bool can_vectorise(const std::vector<Tensor>& maps, int64_t vec, size_t element_size) {
   for (const Tensor& map : maps) {
-    if (!roi_align::can_vectorise(map, vec, element_size)) return false;
+    if (!d2proj::can_vectorise(map, vec, element_size)) return false;
   }
   return true;
 }
@@ -268,15 +265,14 @@ std::tuple<Tensor, Tensor> forward_cuda(std::vector<Tensor> inputs, const Tensor
     using A = accumulate_t<T>;
     constexpr int kWide = 16 / sizeof(T);
     const Tensor views = make_views<A>(boxes, levels, scales, inputs, p, assignment, stream);
-    const bool wide =
-        last && can_vectorise(inputs, kWide, sizeof(T)) && roi_align::can_vectorise(out, kWide, sizeof(T));
+    const bool wide = last && can_vectorise(inputs, kWide, sizeof(T)) && d2proj::can_vectorise(out, kWide, sizeof(T));
     const int64_t total = out.numel() / (wide ? kWide : 1);
-    roi_align::with_index(total, [&](auto index_tag) {
+    with_index(total, [&](auto index_tag) {
       using I = decltype(index_tag);
       const auto launch = [&](auto kernel) {
-        kernel<<<roi_align::grid_for(total), kThreads, 0, stream>>>(
+        kernel<<<grid_for(total), kThreads, 0, stream>>>(
             pyramid_of<const T>(inputs), static_cast<const View<A>*>(views.const_data_ptr()),
-            static_cast<T*>(out.mutable_data_ptr()), winners, roi_align::strides_of(out), static_cast<I>(total), p);
+            static_cast<T*>(out.mutable_data_ptr()), winners, strides_of(out), static_cast<I>(total), p);
       };
       if (wide) {
         launch(forward_kernel<T, A, I, true, kWide>);
@@ -304,9 +300,9 @@ void launch_deterministic(const Tensor& grad, const int8_t* winners, Strides win
     if (tiles == 0) continue;
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
     deterministic_kernel<T, A><<<grid, kTile * kTile, 0, stream>>>(
-        static_cast<const T*>(grad.const_data_ptr()), roi_align::strides_of(grad), winners, win,
+        static_cast<const T*>(grad.const_data_ptr()), strides_of(grad), winners, win,
         static_cast<const View<A>*>(views.const_data_ptr()), static_cast<T*>(outs[l].mutable_data_ptr()),
-        roi_align::strides_of(outs[l]), static_cast<int64_t>(l), height, width, p, tiles_x, tiles_y);
+        strides_of(outs[l]), static_cast<int64_t>(l), height, width, p, tiles_x, tiles_y);
   }
 }
 
@@ -316,11 +312,11 @@ void launch_atomic(const Tensor& grad, const int8_t* winners, Strides win, const
   constexpr int kWide = 4;
   const bool wide = last && std::is_same_v<A, float> && can_vectorise(sums, kWide, sizeof(A));
   const int64_t total = grad.numel() / (wide ? kWide : 1);
-  roi_align::with_index(total, [&](auto index_tag) {
+  with_index(total, [&](auto index_tag) {
     using I = decltype(index_tag);
     const auto launch = [&](auto kernel) {
-      kernel<<<roi_align::grid_for(total), kThreads, 0, stream>>>(
-          static_cast<const T*>(grad.const_data_ptr()), roi_align::strides_of(grad), winners, win,
+      kernel<<<grid_for(total), kThreads, 0, stream>>>(
+          static_cast<const T*>(grad.const_data_ptr()), strides_of(grad), winners, win,
           static_cast<const View<A>*>(views.const_data_ptr()), pyramid_of<A>(sums), static_cast<I>(total), p);
     };
     if (wide) {
@@ -369,7 +365,7 @@ std::vector<Tensor> backward_cuda(const Tensor& grad, const Tensor& winner, cons
   const cudaStream_t stream = current_stream(boxes);
   const bool max = p.reduce == Reduce::kMax;
   const int8_t* winners = max ? static_cast<const int8_t*>(winner.const_data_ptr()) : nullptr;
-  const Strides win = max ? roi_align::strides_of(winner) : Strides{};
+  const Strides win = max ? strides_of(winner) : Strides{};
   dispatch_floating(grad.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     using A = accumulate_t<T>;

@@ -15,14 +15,9 @@ namespace d2proj {
 namespace ps_roi {
 namespace {
 
-using roi_pool::grid_for;
 using roi_pool::image_of;
-using roi_pool::kThreads;
 using roi_pool::Span;
-using roi_pool::Strides;
-using roi_pool::strides_of;
 using roi_pool::sum_for;
-using roi_pool::with_index;
 
 struct Problem {
   int64_t boxes, channels, images;  // channels of the result

@@ -12,11 +12,8 @@ namespace roi_align_rotated {
 namespace {
 
 using roi_align::kChannels;
-using roi_align::kThreads;
 using roi_align::kTile;
-using roi_align::Pack;
 using roi_align::Place;
-using roi_align::Strides;
 using roi_align::Taps;
 
 struct Problem {
@@ -115,11 +112,11 @@ __global__ void __launch_bounds__(kThreads)
     for_each_sample(placed, at.ph, at.pw, p, [&](const Taps<A>& y, const Taps<A>& x) {
       A* low = map + y.low * out.h;
       A* high = map + y.high * out.h;
-      roi_align::atomic_add<A, kVec>(low + x.low * out.w, share, y.w_low * x.w_low);
-      if (x.w_high != A(0)) roi_align::atomic_add<A, kVec>(low + x.high * out.w, share, y.w_low * x.w_high);
+      atomic_add<A, kVec>(low + x.low * out.w, share, y.w_low * x.w_low);
+      if (x.w_high != A(0)) atomic_add<A, kVec>(low + x.high * out.w, share, y.w_low * x.w_high);
       if (y.w_high == A(0)) return;
-      roi_align::atomic_add<A, kVec>(high + x.low * out.w, share, y.w_high * x.w_low);
-      if (x.w_high != A(0)) roi_align::atomic_add<A, kVec>(high + x.high * out.w, share, y.w_high * x.w_high);
+      atomic_add<A, kVec>(high + x.low * out.w, share, y.w_high * x.w_low);
+      if (x.w_high != A(0)) atomic_add<A, kVec>(high + x.high * out.w, share, y.w_high * x.w_high);
     });
   }
 }
@@ -244,15 +241,15 @@ Tensor forward_cuda(const Tensor& input, const Tensor& rois, double spatial_scal
     constexpr int kWide = 16 / sizeof(T);
     const Tensor placed = place_boxes<A>(rois, p, stream);
     const bool wide =
-        last && roi_align::can_vectorise(input, kWide, sizeof(T)) && roi_align::can_vectorise(out, kWide, sizeof(T));
+        last && d2proj::can_vectorise(input, kWide, sizeof(T)) && d2proj::can_vectorise(out, kWide, sizeof(T));
     const int64_t total = out.numel() / (wide ? kWide : 1);
-    roi_align::with_index(total, [&](auto index_tag) {
+    with_index(total, [&](auto index_tag) {
       using I = decltype(index_tag);
       const auto launch = [&](auto kernel) {
-        kernel<<<roi_align::grid_for(total), kThreads, 0, stream>>>(
-            static_cast<const T*>(input.const_data_ptr()), roi_align::strides_of(input),
+        kernel<<<grid_for(total), kThreads, 0, stream>>>(
+            static_cast<const T*>(input.const_data_ptr()), strides_of(input),
             static_cast<const PlacedBox<A>*>(placed.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()),
-            roi_align::strides_of(out), static_cast<I>(total), p);
+            strides_of(out), static_cast<I>(total), p);
       };
       if (wide) {
         launch(forward_kernel<T, A, I, true, kWide>);
@@ -277,24 +274,24 @@ void launch_deterministic(const Tensor& grad, const Tensor& placed, Tensor& out,
   const int64_t groups = std::min<int64_t>((p.channels + kChannels - 1) / kChannels, 65535);
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
   deterministic_kernel<T, A><<<grid, kTile * kTile, 0, stream>>>(
-      static_cast<const T*>(grad.const_data_ptr()), roi_align::strides_of(grad),
+      static_cast<const T*>(grad.const_data_ptr()), strides_of(grad),
       static_cast<const PlacedBox<A>*>(placed.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()),
-      roi_align::strides_of(out), p, tiles_x, tiles_y);
+      strides_of(out), p, tiles_x, tiles_y);
 }
 
 template <typename T, typename A>
 void launch_atomic(const Tensor& grad, const Tensor& placed, Tensor& sum, const Problem& p, bool last,
                    cudaStream_t stream) {
   constexpr int kWide = 4;
-  const bool wide = last && std::is_same_v<A, float> && roi_align::can_vectorise(sum, kWide, sizeof(A));
+  const bool wide = last && std::is_same_v<A, float> && d2proj::can_vectorise(sum, kWide, sizeof(A));
   const int64_t total = grad.numel() / (wide ? kWide : 1);
-  roi_align::with_index(total, [&](auto index_tag) {
+  with_index(total, [&](auto index_tag) {
     using I = decltype(index_tag);
     const auto launch = [&](auto kernel) {
-      kernel<<<roi_align::grid_for(total), kThreads, 0, stream>>>(
-          static_cast<const T*>(grad.const_data_ptr()), roi_align::strides_of(grad),
-          static_cast<const PlacedBox<A>*>(placed.const_data_ptr()), static_cast<A*>(sum.mutable_data_ptr()),
-          roi_align::strides_of(sum), static_cast<I>(total), p);
+      kernel<<<grid_for(total), kThreads, 0, stream>>>(static_cast<const T*>(grad.const_data_ptr()), strides_of(grad),
+                                                       static_cast<const PlacedBox<A>*>(placed.const_data_ptr()),
+                                                       static_cast<A*>(sum.mutable_data_ptr()), strides_of(sum),
+                                                       static_cast<I>(total), p);
     };
     if (wide) {
       launch(backward_kernel<T, A, I, true, kWide>);

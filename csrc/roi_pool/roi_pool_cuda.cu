@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "common/launch.cuh"
 #include "roi_pool/roi_launch.cuh"
 #include "roi_pool/roi_pool_args.h"
 
@@ -32,11 +33,6 @@ Problem make_problem(int64_t boxes, int64_t channels, int64_t images, int64_t he
   }
   return p;
 }
-
-template <typename T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T lane[kVec];
-};
 
 // Both axes of box k in one grid, and its image (-1 if the box pools to zero).
 template <typename A>

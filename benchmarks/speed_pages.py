@@ -1,0 +1,87 @@
+"""Writes the measured times into the docs, from benchmarks/results/ops_cpu.json.
+
+    python -m benchmarks.ops --threads 1,2 && python -m benchmarks.speed_pages
+
+docs/ops/speed.md gets every row; the page of an op, in place of what stands under its heading
+"Speed", its first rows.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "ops_cpu.json"
+PAGES = ROOT / "docs" / "ops"
+MOST_ROWS = 14
+HEADER = (
+    "| | 1 thread | | 2 threads | | floor | times the floor |\n|---|---|---|---|---|---|---|\n"
+)
+# Cases are listed under the module that yields them; these pages have another name.
+PAGE_OF: dict[str, str] = {}
+
+
+def duration(milliseconds: float) -> str:
+    """Three digits and a unit."""
+    value, unit = (milliseconds * 1e3, "us") if milliseconds < 1 else (milliseconds, "ms")
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.2g} {unit}"
+
+
+def table(rows: list[dict[str, Any]], most: int | None = None) -> str:
+    """One line a case: ours and the ratio at both numbers of threads, the floor at two."""
+    cases: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["threads"]] = row
+    lines = []
+    for name, by_threads in list(cases.items())[:most]:
+        one, two = (by_threads.get(n) for n in (1, 2))
+        cells = [name.replace("|", "/")]
+        for row in (one, two):
+            cells += [duration(row["ours_ms"]), f"{row['ratio']:.1f}x"] if row else ["", ""]
+        last = two or one
+        if last is None:
+            continue
+        cells += [duration(last["floor_ms"]), f"{last['ours_over_floor']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write."""
+    report = json.loads(RESULTS.read_text())
+    rows = report["rows"]
+    machine = report["machine"]
+    where = (
+        f"two cores of an AMD EPYC with AVX-512, torch {machine.get('torch', '')}; ratios are to the "
+        "peer in the same run, timed in turns; the floor is the time to move the bytes once (or to do "
+        "the arithmetic) at the speed measured in that run"
+    )
+    by_op: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_op.setdefault(row["op"], []).append(row)
+    whole = [
+        "# Speed of the ops on the CPU\n",
+        f"`python -m benchmarks.ops --threads 1,2`: {where}. A call costs Python and torch's dispatcher "
+        "5 to 20 us, which is what separates small calls from their floor.\n",
+    ]
+    for op, of_op in sorted(by_op.items()):
+        peers = ", ".join(sorted({row["peer"] for row in of_op}))
+        whole.append(f"## {op}\n\nPeer: {peers}.\n\n{table(of_op)}")
+        page = PAGES / f"{PAGE_OF.get(op, op)}.md"
+        if page.is_file():
+            more = " All rows: [speed.md](speed.md)."
+            section = (
+                f"## Speed\n\n`python -m benchmarks.ops --ops {op} --threads 1,2`, against {peers}: "
+                f"{where}.{more}\n\n{table(of_op, MOST_ROWS)}"
+            )
+            text = page.read_text()
+            replaced = re.sub(
+                r"^## Speed\n.*?(?=^## |\Z)", lambda _, s=section: s + "\n", text, flags=re.M | re.S
+            )
+            page.write_text(replaced.rstrip() + "\n")
+    (PAGES / "speed.md").write_text("\n".join(whole).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
