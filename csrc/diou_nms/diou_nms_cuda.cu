@@ -10,7 +10,7 @@ Tensor diou_nms_cuda(const Tensor& boxes, const Tensor& scores, std::optional<Te
   const char* const op = idxs.has_value() ? "batched_diou_nms" : "diou_nms";
   nms::check_arguments(op, boxes, scores, idxs);
   diou_nms::check_beta(op, beta);
-  return nms::select_exactly(boxes, scores, idxs, diou_nms::diou_above(iou_threshold, beta));
+  return nms::device_select_exactly(boxes, scores, idxs, diou_nms::diou_above(iou_threshold, beta));
 }
 
 }  // namespace

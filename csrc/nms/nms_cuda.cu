@@ -6,18 +6,18 @@ namespace {
 
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   nms::check_arguments("nms", boxes, scores, std::nullopt);
-  return nms::select_exactly(boxes, scores, std::nullopt, nms::iou_above(iou_threshold));
+  return nms::device_select_exactly(boxes, scores, std::nullopt, nms::iou_above(iou_threshold));
 }
 
 Tensor batched_nms_cuda(const Tensor& boxes, const Tensor& scores, const Tensor& idxs, double iou_threshold) {
   nms::check_arguments("batched_nms", boxes, scores, idxs);
-  return nms::select_exactly(boxes, scores, idxs, nms::iou_above(iou_threshold));
+  return nms::device_select_exactly(boxes, scores, idxs, nms::iou_above(iou_threshold));
 }
 
 std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs,
                                            double iou_threshold) {
   nms::check_arguments("nms_padded", boxes, scores, idxs);
-  return nms::select(boxes, scores, idxs, nms::iou_above(iou_threshold));
+  return nms::device_select(boxes, scores, idxs, nms::iou_above(iou_threshold));
 }
 
 }  // namespace

@@ -81,10 +81,11 @@ inline std::tuple<Tensor, Tensor> compact(const Tensor& like, const uint32_t* or
 }
 
 // Indices of the kept boxes, then -1, and how many there are; arguments were checked. Nothing waits for the device.
+// (The names differ from nms_select.h's: two functions of one name and signature would be one to the linker.)
 // `criterion_of(T{})` makes the criterion for boxes of float or double.
 template <typename CriterionOf>
-std::tuple<Tensor, Tensor> select(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
-                                  const CriterionOf& criterion_of) {
+std::tuple<Tensor, Tensor> device_select(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                                         const CriterionOf& criterion_of) {
   const CudaDevice device(boxes);
   const cudaStream_t stream = current_stream(boxes);
   const int64_t count = boxes.size(0);
@@ -107,9 +108,9 @@ inline int64_t read_count(const Tensor& count) {
 }
 
 template <typename CriterionOf>
-Tensor select_exactly(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
-                      const CriterionOf& criterion_of) {
-  auto [keep, kept] = select(boxes, scores, idxs, criterion_of);
+Tensor device_select_exactly(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                             const CriterionOf& criterion_of) {
+  auto [keep, kept] = device_select(boxes, scores, idxs, criterion_of);
   return torch::stable::narrow(keep, 0, 0, read_count(kept));
 }
 
