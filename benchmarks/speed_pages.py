@@ -15,9 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ops_cpu.json"
 PAGES = ROOT / "docs" / "ops"
 MOST_ROWS = 14
-HEADER = (
-    "| | 1 thread | | 2 threads | | floor | times the floor |\n|---|---|---|---|---|---|---|\n"
-)
+HEADER = "| | 1 thread | | 2 threads | | floor | times the floor |\n|---|---|---|---|---|---|---|\n"
 # Cases are listed under the module that yields them; these pages have another name.
 PAGE_OF: dict[str, str] = {}
 
@@ -53,17 +51,17 @@ def main() -> None:
     rows = report["rows"]
     machine = report["machine"]
     where = (
-        f"two cores of an AMD EPYC with AVX-512, torch {machine.get('torch', '')}; ratios are to the "
-        "peer in the same run, timed in turns; the floor is the time to move the bytes once (or to do "
-        "the arithmetic) at the speed measured in that run"
+        f"two cores of an AMD EPYC with AVX-512, torch {machine.get('torch', '')}; ratios are to "
+        "the peer in the same run, timed in turns; the floor is the time to move the bytes once "
+        "(or to do the arithmetic) at the speed measured in that run"
     )
     by_op: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_op.setdefault(row["op"], []).append(row)
     whole = [
         "# Speed of the ops on the CPU\n",
-        f"`python -m benchmarks.ops --threads 1,2`: {where}. A call costs Python and torch's dispatcher "
-        "5 to 20 us, which is what separates small calls from their floor.\n",
+        f"`python -m benchmarks.ops`: {where}. A call costs Python and torch's dispatcher 5 to "
+        "20 us, which is what separates small calls from their floor.\n",
     ]
     for op, of_op in sorted(by_op.items()):
         peers = ", ".join(sorted({row["peer"] for row in of_op}))
@@ -71,9 +69,10 @@ def main() -> None:
         page = PAGES / f"{PAGE_OF.get(op, op)}.md"
         if page.is_file():
             more = " All rows: [speed.md](speed.md)."
+            command = f"python -m benchmarks.ops --ops {op}"
             section = (
-                f"## Speed\n\n`python -m benchmarks.ops --ops {op} --threads 1,2`, against {peers}: "
-                f"{where}.{more}\n\n{table(of_op, MOST_ROWS)}"
+                f"## Speed\n\n`{command}`, against {peers}: {where}.{more}\n\n"
+                f"{table(of_op, MOST_ROWS)}"
             )
             text = page.read_text()
             replaced = re.sub(
