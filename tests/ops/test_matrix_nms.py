@@ -92,7 +92,9 @@ def test_empty_and_errors() -> None:
     boxes, scores = with_scores(4)
     with pytest.raises(RuntimeError, match=r"^matrix_nms: idxs must have shape \(4,\)"):
         matrix_nms(boxes, scores, torch.zeros(3).long())
-    with pytest.raises(RuntimeError, match=r"^matrix_nms: sigma must be above 0, got 0"):
+    with pytest.raises(
+        RuntimeError, match=r"^matrix_nms: sigma must be above 0 and finite .*, got 0"
+    ):
         matrix_nms(boxes, scores, sigma=0.0)
     with pytest.raises(ValueError, match=r"method must be one of gaussian, linear, got 'hard'"):
         matrix_nms(boxes, scores, method="hard")
