@@ -15,9 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ops_cpu.json"
 PAGES = ROOT / "docs" / "ops"
 MOST_ROWS = 14
-HEADER = "| | 1 thread | | 2 threads | | floor | times the floor |\n|---|---|---|---|---|---|---|\n"
-# Cases are listed under the module that yields them; these pages have another name.
-PAGE_OF: dict[str, str] = {}
 
 
 def duration(milliseconds: float) -> str:
@@ -27,22 +24,23 @@ def duration(milliseconds: float) -> str:
 
 
 def table(rows: list[dict[str, Any]], most: int | None = None) -> str:
-    """One line a case: ours and the ratio at both numbers of threads, the floor at two."""
+    """A line a case: ours and the ratio at each number of threads, the floor at the last."""
     cases: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault(row["case"], {})[row["threads"]] = row
-    lines = []
+    threads = sorted({row["threads"] for row in rows})
+    head = ["", *(x for n in threads for x in (f"{n} thread{'s' * (n > 1)}", "times the peer"))]
+    head += ["floor", "times the floor"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, by_threads in list(cases.items())[:most]:
-        one, two = (by_threads.get(n) for n in (1, 2))
-        cells = [name.replace("|", "/")]
-        for row in (one, two):
+        cells = [name]
+        for n in threads:
+            row = by_threads.get(n)
             cells += [duration(row["ours_ms"]), f"{row['ratio']:.1f}x"] if row else ["", ""]
-        last = two or one
-        if last is None:
-            continue
+        last = by_threads[max(by_threads)]
         cells += [duration(last["floor_ms"]), f"{last['ours_over_floor']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    return HEADER + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -66,7 +64,7 @@ def main() -> None:
     for op, of_op in sorted(by_op.items()):
         peers = ", ".join(sorted({row["peer"] for row in of_op}))
         whole.append(f"## {op}\n\nPeer: {peers}.\n\n{table(of_op)}")
-        page = PAGES / f"{PAGE_OF.get(op, op)}.md"
+        page = PAGES / f"{op}.md"
         if page.is_file():
             more = " All rows: [speed.md](speed.md)."
             command = f"python -m benchmarks.ops --ops {op}"
