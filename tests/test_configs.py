@@ -35,7 +35,7 @@ activation=linear
 classes=3
 num=2
 anchors=20,20,60,50
-
+iou_loss=ciou
 iou_thresh=0.2
 """
 

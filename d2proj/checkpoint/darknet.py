@@ -10,9 +10,9 @@ local layer bias, weight; of a weighted shortcut its weights. Little-endian. Fil
 import dataclasses
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from d2proj.checkpoint.atomic import Writable, write_atomically
 from d2proj.checkpoint.report import LoadReport
-from d2proj.darknet.network import Connected, DarknetNetwork, Local, Shortcut
-from d2proj.darknet.plan import Layer
+from d2proj.darknet.network import Connected, DarknetNetwork, Shortcut
 from d2proj.errors import InputError
-from d2proj.layers import Conv2d
+from d2proj.layers import Conv2d, LocallyConnected2d, WeightedSum
 
 _PARTIAL = re.compile(r"\.(?:conv\.)?(\d+)$")
 
@@ -85,74 +84,107 @@ def partial_layers(path: str | Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
+@runtime_checkable
+class DarknetOrdered(Protocol):
+    """A hand-written network whose weights darknet has a file for."""
+
+    def darknet_layers(self) -> Iterable[nn.Module]:
+        """Its layers with weights, in the file's order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A layer in a file: what errors call it, its tensors, which are a connected layer's weight."""
+
+    name: str
+    tensors: tuple[tuple[Tensor, bool], ...]
+
+    @property
+    def floats(self) -> int:
+        return sum(tensor.numel() for tensor, _ in self.tensors)
+
+
 @torch.no_grad()
 def load_darknet_weights(
-    network: DarknetNetwork, path: str | Path, *, layers: int | None = None
+    network: DarknetNetwork | DarknetOrdered, path: str | Path, *, layers: int | None = None
 ) -> Header:
     """Fill a network from a weights file.
 
     Args:
-        network: changed in place, once the whole file has been checked.
+        network: built from a cfg file, or a hand-written one with ``darknet_layers()``. Changed in
+            place, once the whole file has been checked.
         path: the file.
         layers: how many layers it holds; None: as its name says (:func:`partial_layers`), else all.
+            Only a cfg file's layers have numbers: a partial file for a hand-written network holds
+            as many of its first layers as its length comes to.
 
     Raises:
         InputError: the file is missing, no weights file, of another network (too short or too
             long), or a value is not finite; the layer is named.
     """
-    path = Path(path)
+    return _load(network, Path(path), layers)[0]
+
+
+def _load(
+    network: DarknetNetwork | DarknetOrdered, path: Path, layers: int | None
+) -> tuple[Header, list[_Stored]]:
     layers = partial_layers(path) if layers is None else layers
     header, values = _read(path)
-    expected = sum(x.floats for x in network.plan.layers[:layers])
+    stored = _stored_layers(network)
+    if layers is not None:
+        stored = _first(network, stored, layers, len(values))
+    expected = sum(layer.floats for layer in stored)
     if len(values) != expected:
-        raise InputError(_length_error(network, path, len(values), expected, layers))
+        raise InputError(_length_error(network, stored, path, len(values), layers))
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        layer = _layer_at(network, int(bad[0]))
         raise InputError(
-            f"{path}: value {int(bad[0])} is {values[bad[0]]}, in layer {layer.index} "
-            f"([{layer.section.name}], line {layer.section.line} of {layer.section.file})"
+            f"{path}: value {int(bad[0])} is {values[bad[0]]}, in {_at(stored, int(bad[0])).name}"
         )
     at = 0
-    for tensor, is_connected in _tensors(network, layers):
+    for tensor, is_connected in (pair for layer in stored for pair in layer.tensors):
         part = torch.from_numpy(values[at : at + tensor.numel()].copy())
         at += tensor.numel()
         if is_connected and header.transposed:
             tensor.copy_(part.view(tensor.shape[1], tensor.shape[0]).T)
         else:
             tensor.copy_(part.view(tensor.shape))
-    return header
+    return header, stored
 
 
+@torch.no_grad()
 def load_darknet_checkpoint(model: nn.Module, path: Path, *, whole: bool) -> LoadReport:
     """:func:`load_darknet_weights` into the network inside a model, with the usual report.
 
     Args:
-        model: has a :class:`~d2proj.darknet.network.DarknetNetwork` somewhere.
+        model: has a :class:`~d2proj.darknet.network.DarknetNetwork` somewhere, or has
+            ``darknet_layers()`` itself.
         path: the file.
         whole: refuse a file of the first layers alone.
     """
-    network = next((m for m in model.modules() if isinstance(m, DarknetNetwork)), None)
+    network = _network_of(model)
     if network is None:
         raise InputError(
             f"{path} is a darknet weights file, whose values have no names: only a model that was "
-            "built from its cfg file can load it (configs/darknet/from_cfg.py)"
+            "built from its cfg file (configs/darknet/from_cfg.py) or one of the YOLO family can "
+            "load it"
         )
     layers = partial_layers(path)
-    if whole and layers is not None and layers < len(network.plan.layers):
+    count = len(_stored_layers(network))
+    if whole and layers is not None and layers < count:
         raise InputError(
-            f"{path} holds the first {layers} of the network's {len(network.plan.layers)} layers: "
-            "it cannot be evaluated"
+            f"{path} holds the first {layers} of the network's {count} layers: it cannot be "
+            "evaluated"
         )
-    header = load_darknet_weights(network, path, layers=layers)
+    header, stored = _load(network, path, layers)
     names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
-    matched = {names[id(tensor)] for tensor, _ in _tensors(network, layers)}
+    matched = {names[id(tensor)] for layer in stored for tensor, _ in layer.tensors}
     sizes = {n: t.numel() for n, t in model.state_dict().items() if t.is_floating_point()}
     missing = [name for name in sizes if name not in matched]
     return LoadReport(
         file=str(path),
         kind="darknet",
-        flavour=f"darknet network of {network.plan.net.file}",
+        flavour=f"darknet network of {_name(network)}",
         matched=tuple(name for name in sizes if name in matched),
         missing=tuple(missing),
         filled=sum(sizes[name] for name in matched) / max(1, sum(sizes.values())),
@@ -162,7 +194,7 @@ def load_darknet_checkpoint(model: nn.Module, path: Path, *, whole: bool) -> Loa
 
 @torch.no_grad()
 def save_darknet_weights(
-    network: DarknetNetwork,
+    network: DarknetNetwork | DarknetOrdered,
     path: str | Path,
     header: Header | None = None,
     *,
@@ -171,7 +203,7 @@ def save_darknet_weights(
     """Write a network's weights as darknet does; the file appears whole or not at all.
 
     Args:
-        network: any dtype; float32 is written.
+        network: any dtype; float32 is written. See :func:`load_darknet_weights`.
         path: the file.
         header: what it begins with.
         layers: only so many of the first layers.
@@ -180,9 +212,10 @@ def save_darknet_weights(
 
     def write(file: Writable) -> None:
         file.write(header.pack())
-        for tensor, is_connected in _tensors(network, layers):
-            stored = tensor.T if is_connected and header.transposed else tensor
-            file.write(stored.contiguous().cpu().float().numpy().astype("<f4").tobytes())
+        for layer in _stored_layers(network)[:layers]:
+            for tensor, is_connected in layer.tensors:
+                stored = tensor.T if is_connected and header.transposed else tensor
+                file.write(stored.contiguous().cpu().float().numpy().astype("<f4").tobytes())
 
     write_atomically(Path(path), write)
 
@@ -204,22 +237,64 @@ def _read(path: Path) -> tuple[Header, np.ndarray]:
         raise InputError(f"cannot read the weights {path}: {error.strerror or error}") from None
 
 
-def _tensors(network: DarknetNetwork, layers: int | None) -> Iterator[tuple[Tensor, bool]]:
-    """Every tensor in the file's order, and whether it is a connected layer's weight."""
-    for module in list(network.layers)[:layers]:
-        if isinstance(module, Conv2d):
-            yield from ((t, False) for t in _bias_and_norm(module.bias, module.norm))
-            yield module.weight, False
-        elif isinstance(module, Connected):
-            norm = list(_bias_and_norm(module.linear.bias, module.norm))
-            yield norm[0], False
-            yield module.linear.weight, True
-            yield from ((t, False) for t in norm[1:])
-        elif isinstance(module, Local):
-            yield module.bias, False
-            yield module.weight, False
-        elif isinstance(module, Shortcut) and module.weight is not None:
-            yield module.weight, False
+def _network_of(model: nn.Module) -> DarknetNetwork | DarknetOrdered | None:
+    built = next((m for m in model.modules() if isinstance(m, DarknetNetwork)), None)
+    return built or (model if isinstance(model, DarknetOrdered) else None)
+
+
+def _name(network: DarknetNetwork | DarknetOrdered) -> str:
+    if isinstance(network, DarknetNetwork):
+        return network.plan.net.file
+    return type(network).__name__
+
+
+def _stored_layers(network: DarknetNetwork | DarknetOrdered) -> list[_Stored]:
+    """A cfg file's layers, those without weights too, or a hand-written network's."""
+    if isinstance(network, DarknetNetwork):
+        return [
+            _Stored(
+                f"layer {layer.index} ([{layer.section.name}], line {layer.section.line} of "
+                f"{layer.section.file})",
+                tuple(_tensors(module)),
+            )
+            for layer, module in zip(network.plan.layers, network.layers, strict=True)
+        ]
+    names = {id(m): name for name, m in cast(nn.Module, network).named_modules()}
+    return [_Stored(names[id(m)], tuple(_tensors(m))) for m in network.darknet_layers()]
+
+
+def _first(
+    network: DarknetNetwork | DarknetOrdered, stored: list[_Stored], layers: int, values: int
+) -> list[_Stored]:
+    """The layers that a partial file holds; without numbered layers its length says."""
+    if isinstance(network, DarknetNetwork):
+        return stored[:layers]
+    total = 0
+    for count, layer in enumerate(stored, start=1):
+        total += layer.floats
+        if total >= values:
+            return stored[:count]
+    return stored
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[Tensor, bool]]:
+    """A layer's tensors in the file's order, and whether each is a connected layer's weight."""
+    if isinstance(module, Conv2d):
+        yield from ((t, False) for t in _bias_and_norm(module.bias, module.norm))
+        yield module.weight, False
+    elif isinstance(module, Connected | nn.Linear):
+        linear = module if isinstance(module, nn.Linear) else module.linear
+        norm = list(_bias_and_norm(linear.bias, getattr(module, "norm", None)))
+        yield norm[0], False
+        yield linear.weight, True
+        yield from ((t, False) for t in norm[1:])
+    elif isinstance(module, LocallyConnected2d):
+        yield module.bias, False
+        yield module.weight, False
+    elif isinstance(module, Shortcut | WeightedSum):
+        weighted = module if isinstance(module, WeightedSum) else module.weighted_sum
+        if weighted is not None:
+            yield weighted.weight, False
 
 
 def _bias_and_norm(bias: Tensor | None, norm: nn.Module | None) -> Iterator[Tensor]:
@@ -233,9 +308,9 @@ def _bias_and_norm(bias: Tensor | None, norm: nn.Module | None) -> Iterator[Tens
         yield cast(Tensor, norm.running_var)
 
 
-def _layer_at(network: DarknetNetwork, position: int) -> Layer:
+def _at(stored: list[_Stored], position: int) -> _Stored:
     """The layer that the value of this number belongs to; the last one past the end."""
-    for layer in network.plan.layers:
+    for layer in stored:
         position -= layer.floats
         if position < 0:
             break
@@ -243,15 +318,18 @@ def _layer_at(network: DarknetNetwork, position: int) -> Layer:
 
 
 def _length_error(
-    network: DarknetNetwork, path: Path, found: int, expected: int, layers: int | None
+    network: DarknetNetwork | DarknetOrdered,
+    stored: list[_Stored],
+    path: Path,
+    found: int,
+    layers: int | None,
 ) -> str:
-    plan = network.plan
-    of = f"the first {layers} layers of {plan.net.file}" if layers else plan.net.file
+    expected = sum(layer.floats for layer in stored)
+    of = f"the first {layers} layers of {_name(network)}" if layers else _name(network)
     message = f"{path} holds {found} values, but {of} has {expected}"
     if found > expected:
-        return f"{message}: it belongs to another cfg file"
-    layer = _layer_at(network, found)
+        return f"{message}: it belongs to another network"
     return (
-        f"{message}: it is truncated or belongs to another cfg file (it ends in layer "
-        f"{layer.index}, [{layer.section.name}], line {layer.section.line})"
+        f"{message}: it is truncated or belongs to another network (it ends in "
+        f"{_at(stored, found).name})"
     )

@@ -28,10 +28,10 @@ from d2proj.modeling.postprocess import PerClassNMS
 _MOST_CLASSES = 1 << 20
 _BOX_LOSSES = {
     "mse": None,
-    "iou": getattr(ops, "iou_loss", None),
-    "giou": getattr(ops, "generalized_box_iou_loss", None),
-    "diou": getattr(ops, "distance_box_iou_loss", None),
-    "ciou": getattr(ops, "complete_box_iou_loss", None),
+    "iou": ops.iou_loss,
+    "giou": ops.generalized_box_iou_loss,
+    "diou": ops.distance_box_iou_loss,
+    "ciou": ops.complete_box_iou_loss,
 }
 
 

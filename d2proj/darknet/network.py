@@ -8,7 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.darknet.plan import ConvOptions, Layer, Plan, PoolOptions, activation_of, plan_network
-from d2proj.layers import Conv2d
+from d2proj.layers import (
+    Conv2d,
+    DropBlock,
+    LocallyConnected2d,
+    Reorg,
+    SpaceToDepth,
+    WeightedSum,
+    get_activation,
+)
+from d2proj.layers.weighted_sum import add_maps
 
 #: What AlexeyAB/darknet adds to a variance; OpenCV's importer takes 1e-6.
 BN_EPS = 1e-5
@@ -56,32 +65,6 @@ class DarknetNetwork(nn.Module):
         return heads or [outputs[len(self.layers) - 1].flatten(1)]
 
 
-def _relu6(x: Tensor) -> Tensor:
-    return F.relu6(x)
-
-
-def _hard_mish(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, torch.where(x > -2, x * x / 2 + x, torch.zeros_like(x)))
-
-
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
-    "linear": None,
-    "logistic": torch.sigmoid,
-    "leaky": lambda x: F.leaky_relu(x, 0.1),
-    "relu": F.relu,
-    "relu6": _relu6,
-    "mish": F.mish,
-    "swish": F.silu,
-    "hard_mish": _hard_mish,
-    "tanh": torch.tanh,
-    "elu": F.elu,
-    "selu": F.selu,
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),
-    "ramp": lambda x: F.relu(x) + 0.1 * x,
-    "loggy": lambda x: 2 * torch.sigmoid(x) - 1,
-}
-
-
 class _Activated(nn.Module):
     """Base of layers that end in an activation."""
 
@@ -91,7 +74,7 @@ class _Activated(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """The activation, applied."""
-        function = ACTIVATION_FUNCTIONS[self.activation]
+        function = get_activation(self.activation)
         return x if function is None else function(x)
 
     def extra_repr(self) -> str:
@@ -112,34 +95,21 @@ def _convolutional(layer: Layer, bn_eps: float) -> nn.Module:
         groups=options.groups,
         bias=norm is None,
         norm=norm,
-        activation=ACTIVATION_FUNCTIONS[options.activation],
+        activation=get_activation(options.activation),
     )
 
 
-class Local(_Activated):
-    """``[local]``: a convolution with kernels of its own for every cell.
-
-    ``weight`` is (cells, filters, inputs), ``bias`` (filters, height, width): darknet's order.
-    """
-
-    def __init__(self, layer: Layer, _bn_eps: float) -> None:
-        super().__init__(layer, "logistic")
-        section = layer.section
-        self.size = section.integer("size", 1, low=1, high=255)
-        self.stride = section.integer("stride", 1, low=1, high=255)
-        self.padding = int(section.flag("pad"))
-        filters, height, width = layer.output
-        inputs = layer.inputs[0][0] * self.size**2
-        bound = (2.0 / inputs) ** 0.5
-        self.weight = nn.Parameter(torch.empty(height * width, filters, inputs))
-        self.bias = nn.Parameter(torch.zeros(filters, height, width))
-        nn.init.uniform_(self.weight, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, filters, H', W')."""
-        columns = F.unfold(x, self.size, padding=self.padding, stride=self.stride)
-        result = torch.einsum("lfk,nkl->nfl", self.weight, columns)
-        return self.activate(result.reshape(len(x), *self.bias.shape) + self.bias)
+def _local(layer: Layer, _bn_eps: float) -> nn.Module:
+    section = layer.section
+    return LocallyConnected2d(
+        layer.inputs[0][0],
+        layer.output[0],
+        section.integer("size", 1, low=1, high=255),
+        output_size=layer.output[1:],
+        stride=section.integer("stride", 1, low=1, high=255),
+        padding=int(section.flag("pad")),
+        activation=activation_of(section, "logistic"),
+    )
 
 
 class Connected(_Activated):
@@ -233,49 +203,23 @@ class Route(nn.Module):
 
 
 class Shortcut(_Activated):
-    """``[shortcut]``: a sum of layers, weighted if the file says so.
-
-    Of a layer with more channels than the first only as many are added; one with fewer adds to the
-    first of them. Weights (MiWRC of the YOLOv4 paper; BiFPN's fusion) are one a layer
-    (``per_feature``) or one a layer and channel (``per_channel``), after a ReLU over their sum plus
-    1e-4, or a softmax.
-    """
+    """``[shortcut]``: a sum of layers, weighted (``per_feature``, ``per_channel``) if so asked."""
 
     def __init__(self, layer: Layer, _bn_eps: float) -> None:
         super().__init__(layer, "linear")
-        self.rule = layer.section.text("weights_normalization", "none").removeprefix("avg_")
         count = len(layer.sources)
-        channels = layer.floats // count
-        self.weight = (
-            nn.Parameter(torch.full((count, channels), 1.0 if self.rule == "none" else 1.0 / count))
+        rule = layer.section.text("weights_normalization", "none").removeprefix("avg_")
+        self.weighted_sum = (
+            WeightedSum(count, channels=layer.floats // count, normalization=rule)
             if layer.floats
             else None
         )
 
-    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, *maps: Tensor) -> Tensor:
         """(N, C, H, W), ... -> (N, C, H, W)."""
-        shares = self._shares()
-        result = first if shares is None else first * shares[0].view(-1, 1, 1)
-        for i, other in enumerate(others, start=1):
-            common = min(first.shape[1], other.shape[1])
-            added = other[:, :common]
-            if shares is not None:
-                share = shares[i].view(-1, 1, 1)
-                added = added * (share if len(share) == 1 else share[:common])
-            if common < first.shape[1]:
-                added = F.pad(added, (0, 0, 0, 0, 0, first.shape[1] - common))
-            result = result + added
-        return self.activate(result)
-
-    def _shares(self) -> Tensor | None:
-        if self.weight is None or self.rule == "none":
-            return self.weight
-        positive = self.weight.relu() if self.rule == "relu" else self._exponentials(self.weight)
-        return positive / (positive.sum(0, keepdim=True) + 1e-4)
-
-    @staticmethod
-    def _exponentials(weight: Tensor) -> Tensor:
-        return (weight - weight.max(0, keepdim=True).values).exp()
+        return self.activate(
+            add_maps(maps) if self.weighted_sum is None else self.weighted_sum(*maps)
+        )
 
 
 class Gate(_Activated):
@@ -303,62 +247,22 @@ class Upsample(nn.Module):
         return x if self.scale == 1.0 else x * self.scale
 
 
-class Reorg(nn.Module):
-    """``[reorg]`` and ``[reorg3d]``: cells of ``stride`` x ``stride`` become channels.
-
-    ``reorg3d`` is space-to-depth with the offset (row, column) before the channel. ``reorg``, which
-    YOLOv2 has, first takes the map's memory for one of C / stride² channels and stride times the
-    sides, does the same to that, and takes the result's memory for the map that it should be.
-    """
-
-    def __init__(self, layer: Layer, _bn_eps: float) -> None:
-        super().__init__()
-        self.stride = layer.section.integer("stride", 1, low=1, high=255)
-        self.original = layer.kind == "reorg"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C * stride², H / stride, W / stride)."""
-        n, c, h, w = x.shape
-        s = self.stride
-        if self.original:
-            x = x.reshape(n, c // s**2, h * s, w * s)
-        deep = x.unflatten(3, (-1, s)).unflatten(2, (-1, s))  # N, C, H, sh, W, sw
-        deep = deep.permute(0, 3, 5, 1, 2, 4)
-        return deep.reshape(n, c * s**2, h // s, w // s)
+def _reorg(layer: Layer, _bn_eps: float) -> nn.Module:
+    stride = layer.section.integer("stride", 1, low=1, high=255)
+    return Reorg(stride) if layer.kind == "reorg" else SpaceToDepth(stride)
 
 
-class Dropout(_Activated):
-    """``[dropout]``, or DropBlock (Ghiasi et al. 2018) with ``dropblock=1``."""
-
-    def __init__(self, layer: Layer, _bn_eps: float) -> None:
-        nn.Module.__init__(self)
-        section = layer.section
-        self.activation = "linear"
-        self.probability = section.number("probability", 0.2)
-        if not 0 <= self.probability < 1:
-            section.fail(f"probability must be in [0, 1), got {self.probability:g}", "probability")
-        self.block = 0
-        if section.flag("dropblock"):
-            side = max(layer.output[1:])
-            relative = section.number("dropblock_size_rel", 0.0)
-            absolute = section.integer("dropblock_size_abs", 0, low=0, high=1 << 15)
-            self.block = min(side, absolute or int(relative * side) or 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape; in training some values are zero and the others larger."""
-        if not self.training or self.probability == 0:
-            return x
-        if not self.block:
-            return F.dropout(x, self.probability)
-        h, w = x.shape[2:]
-        block = min(self.block, h, w)
-        seeds = self.probability * h * w / (block**2 * (h - block + 1) * (w - block + 1))
-        mask = torch.zeros_like(x)
-        inner = mask[:, :, block // 2 : h - (block - 1) // 2, block // 2 : w - (block - 1) // 2]
-        inner.bernoulli_(min(seeds, 1.0))
-        dropped = F.max_pool2d(F.pad(mask, ((block - 1) // 2, block // 2) * 2), block, stride=1)
-        kept = 1 - dropped
-        return x * kept * (kept.numel() / kept.sum().clamp(min=1))
+def _dropout(layer: Layer, _bn_eps: float) -> nn.Module:
+    section = layer.section
+    probability = section.number("probability", 0.2)
+    if not 0 <= probability < 1:
+        section.fail(f"probability must be in [0, 1), got {probability:g}", "probability")
+    if not section.flag("dropblock"):
+        return nn.Dropout(probability)
+    side = max(layer.output[1:])
+    relative = section.number("dropblock_size_rel", 0.0)
+    absolute = section.integer("dropblock_size_abs", 0, low=0, high=1 << 15)
+    return DropBlock(probability, min(side, absolute or int(relative * side) or 7))
 
 
 class Pass(nn.Module):
@@ -375,13 +279,13 @@ def _without_options(module: type[nn.Module]) -> Callable[[Layer, float], nn.Mod
 
 _MAKERS: dict[str, Callable[[Layer, float], nn.Module]] = {
     "convolutional": _convolutional,
-    "local": Local,
+    "local": _local,
     "connected": Connected,
     "maxpool": Pool,
     "local_avgpool": Pool,
     "avgpool": _without_options(AveragePool),
     "activation": lambda layer, _bn_eps: Activation(layer, "linear"),
-    "dropout": Dropout,
+    "dropout": _dropout,
     "cost": _without_options(Pass),
     "empty": _without_options(Pass),
     "softmax": Softmax,
@@ -390,8 +294,8 @@ _MAKERS: dict[str, Callable[[Layer, float], nn.Module]] = {
     "scale_channels": Gate,
     "sam": Gate,
     "upsample": Upsample,
-    "reorg": Reorg,
-    "reorg3d": Reorg,
+    "reorg": _reorg,
+    "reorg3d": _reorg,
     "yolo": _without_options(Pass),
     "Gaussian_yolo": _without_options(Pass),
     "region": _without_options(Pass),

@@ -10,28 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from d2proj.darknet.cfg import Section, parse_cfg, read_cfg
+from d2proj.layers.activation import ACTIVATIONS
 
 Shape = tuple[int, int, int]  # channels, height, width
 
 _MOST_CHANNELS = 1 << 20
 _MOST_SIDE = 1 << 15
 _MOST_VALUES = 1 << 31
-ACTIVATIONS = (
-    "linear",
-    "logistic",
-    "leaky",
-    "relu",
-    "relu6",
-    "mish",
-    "swish",
-    "hard_mish",
-    "tanh",
-    "elu",
-    "selu",
-    "gelu",
-    "ramp",
-    "loggy",
-)
 #: Options that change what a convolution computes, and that no published detector uses.
 _REFUSED = (
     "antialiasing",

@@ -1,6 +1,23 @@
 """Small blocks that networks are made of."""
 
-from d2proj.layers.conv import Conv2d
+from d2proj.layers.activation import get_activation
+from d2proj.layers.conv import Conv2d, conv_norm_act
+from d2proj.layers.dropblock import DropBlock
+from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
+from d2proj.layers.reorg import Reorg, SpaceToDepth
+from d2proj.layers.weighted_sum import WeightedSum
 
-__all__ = ["Conv2d", "FrozenBatchNorm2d", "PerLevelBatchNorm2d", "get_norm"]
+__all__ = [
+    "Conv2d",
+    "DropBlock",
+    "FrozenBatchNorm2d",
+    "LocallyConnected2d",
+    "PerLevelBatchNorm2d",
+    "Reorg",
+    "SpaceToDepth",
+    "WeightedSum",
+    "conv_norm_act",
+    "get_activation",
+    "get_norm",
+]

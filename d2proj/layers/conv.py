@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from d2proj.layers.norm import FrozenBatchNorm2d, scale_and_shift
+from d2proj.layers.activation import Activation, get_activation
+from d2proj.layers.norm import FrozenBatchNorm2d, NormFactory, get_norm, scale_and_shift
 
 
 class Conv2d(nn.Conv2d):
@@ -87,3 +88,40 @@ class Conv2d(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fold": None}
+
+
+def conv_norm_act(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    norm: str | NormFactory | None = "BN",
+    activation: str | Activation | None = "leaky",
+) -> Conv2d:
+    """The unit of darknet's networks: a convolution that keeps the map's size (by stride 1).
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: odd.
+        stride: as ``torch.nn.Conv2d``.
+        dilation: likewise.
+        groups: likewise.
+        norm: see :func:`d2proj.layers.get_norm`; without one the convolution has a bias.
+        activation: see :func:`d2proj.layers.get_activation`.
+    """
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=get_activation(activation),
+    )

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2proj.darknet.network import Connected, DarknetNetwork, Local
-from d2proj.layers import Conv2d
+from d2proj.darknet.network import Connected, DarknetNetwork
+from d2proj.layers import Conv2d, LocallyConnected2d
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -38,9 +38,11 @@ def _randomise(network: DarknetNetwork, seed: int = 0) -> None:
             module.running_var.uniform_(0.5, 1.5, generator=g)
 
     for module in network.modules():
-        if isinstance(module, Conv2d | Connected | Local):
+        if isinstance(module, Conv2d | Connected | LocallyConnected2d):
             layer = module.linear if isinstance(module, Connected) else module
-            fan_in = layer.weight[0].numel() if not isinstance(module, Local) else 9 * 16
+            fan_in = (
+                layer.weight[0].numel() if not isinstance(module, LocallyConnected2d) else 9 * 16
+            )
             layer.weight.normal_(0, (0.7 / fan_in) ** 0.5, generator=g)
             if layer.bias is not None:
                 layer.bias.normal_(0, 0.1, generator=g)

@@ -149,11 +149,11 @@ def test_weighted_shortcut_equals_darknets_loop(rule: str, kind: str) -> None:
     )
     network = DarknetNetwork(text)
     shortcut = network.layers[2]
-    shortcut.weight.normal_()
+    shortcut.weighted_sum.weight.normal_()
     x = torch.randn(1, 2, 2, 3)
     first = network.layers[0](x)
     second = network.layers[1](first)
-    weights = shortcut.weight.expand(2, 5).numpy().astype(np.float64)
+    weights = shortcut.weighted_sum.weight.expand(2, 5).numpy().astype(np.float64)
     raised = (
         np.maximum(weights, 0)
         if rule == "relu"

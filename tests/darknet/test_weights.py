@@ -68,7 +68,7 @@ def test_order_of_values(tmp_path: Path) -> None:
     assert torch.equal(conv.weight.flatten(), values[16:52])
     assert torch.equal(local.bias.flatten(), values[52:84])
     assert torch.equal(local.weight.flatten(), values[84 : 84 + 1152])
-    assert torch.equal(shortcut.weight.flatten(), values[1236:1238])
+    assert torch.equal(shortcut.weighted_sum.weight.flatten(), values[1236:1238])
     assert torch.equal(connected.linear.bias, values[1238:1241])
     assert torch.equal(connected.linear.weight.flatten(), values[1241:])
 
@@ -133,9 +133,9 @@ def test_partial_files(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda b: b[:-4], "it is truncated or belongs to another cfg file"),
+        (lambda b: b[:-4], "it is truncated or belongs to another network"),
         (lambda b: b[:-3], "is no number of float32 values"),
-        (lambda b: b + b"\0\0\0\0", "it belongs to another cfg file"),
+        (lambda b: b + b"\0\0\0\0", "it belongs to another network"),
         (lambda b: b[:20], "nothing follows its header"),
         (lambda b: b[:10], "has 10 bytes"),
         (lambda b: b"<html>" + b, "its version would be"),

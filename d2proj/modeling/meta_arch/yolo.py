@@ -1,12 +1,13 @@
 """The YOLO family: raw maps of a network, a decoder and a loss for each."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from d2proj.errors import InputError
 from d2proj.modeling.dense_heads.yolo import Decoder
 from d2proj.modeling.meta_arch.base import register
 from d2proj.modeling.meta_arch.dense import Candidates, DenseDetector, Predictions
@@ -42,6 +43,19 @@ class YOLO(DenseDetector):
         super().__init__(**dense_detector)
         self.decoders = nn.ModuleList(decoders)
         self.level_losses = nn.ModuleList(level_losses or [])
+
+    def darknet_layers(self) -> Iterable[nn.Module]:
+        """The layers with weights in the order of darknet's weights files.
+
+        The backbone (or neck) knows where among its own layers those of the head's levels stand.
+
+        Raises:
+            InputError: the network is none of darknet's.
+        """
+        order = getattr(self.backbone, "darknet_layers", None)
+        if order is None:
+            raise InputError(f"darknet has no network of {type(self.backbone).__name__}")
+        return cast("Iterable[nn.Module]", order(getattr(self.head, "levels", ())))
 
     def prediction_losses(
         self,
