@@ -102,9 +102,8 @@ class MLFPN(Backbone):
         bottom_up: backbone.
         in_features: names of two of its maps, finer first, the second of twice the first's stride.
         out_levels: names of the levels, finest first; the first has the finer map's stride.
-        channels: of a map of one pyramid (the paper: 128); levels have ``num_pyramids`` times as
-            many.
-        num_pyramids: the paper: 8.
+        out_channels: of every level: as many times ``out_channels / num_pyramids`` as pyramids.
+        num_pyramids: how many pyramids.
         base_channels: of the base map's two parts.
         norm: of all convolutions but the gates.
     """
@@ -115,7 +114,7 @@ class MLFPN(Backbone):
         bottom_up: Backbone,
         in_features: Sequence[str],
         out_levels: Sequence[str],
-        channels: int = 128,
+        out_channels: int = 1024,
         num_pyramids: int = 8,
         base_channels: Sequence[int] = (256, 512),
         norm: str | NormFactory | None = "BN",
@@ -123,12 +122,18 @@ class MLFPN(Backbone):
         super().__init__()
         if len(in_features) != 2:
             raise ValueError(f"MLFPN joins two maps, got {list(in_features)}")
+        if out_channels % num_pyramids:
+            raise ValueError(
+                f"out_channels must be a multiple of the {num_pyramids} pyramids, "
+                f"got {out_channels}"
+            )
+        channels = out_channels // num_pyramids
         fine, coarse = channels_of(bottom_up, in_features, "MLFPN")
         stride = bottom_up.output_shape()[in_features[0]].stride
         self.bottom_up = bottom_up
         self.in_features = list(in_features)
         self._shapes = {
-            name: ShapeSpec(channels=channels * num_pyramids, stride=stride * 2**i)
+            name: ShapeSpec(channels=out_channels, stride=stride * 2**i)
             for i, name in enumerate(out_levels)
         }
         self.base_fine = conv_norm_act(fine, base_channels[0], 3, norm=norm, activation="relu")
