@@ -5,16 +5,20 @@ from d2proj.modeling.necks.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from d2proj.modeling.necks.mlfpn import MLFPN, SFAM, TUM
 from d2proj.modeling.necks.pan import PAN
 from d2proj.modeling.necks.wrapper import LevelBlocks, LevelNeck
+from d2proj.modeling.necks.yolo import YOLOFPN, Passthrough, SPPTop
 
 __all__ = [
     "ASFF",
     "FPN",
-    "MLFPN",
-    "PAN",
-    "SFAM",
-    "TUM",
     "LastLevelMaxPool",
     "LastLevelP6P7",
     "LevelBlocks",
     "LevelNeck",
+    "MLFPN",
+    "PAN",
+    "Passthrough",
+    "SFAM",
+    "SPPTop",
+    "TUM",
+    "YOLOFPN",
 ]
