@@ -15,11 +15,8 @@ from torch.nn import functional as F
 
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
-<<<<<<< HEAD
 from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
-=======
 from d2proj.modeling.losses.label_smoothing import smooth_labels
->>>>>>> h-layers
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # A cell that finds no class more likely than this is never let off (compare_yolo_class).
