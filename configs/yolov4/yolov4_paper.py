@@ -12,7 +12,6 @@ from ..common.optim import darknet as optimizer
 from ..common.schedule import cosine as schedule
 from ..common.train import train
 
-data.train_augmentations[1].shape = [608, 608]
 data.val_augmentations[0].shape = [512, 512]
 
 optimizer.lr = 2.61e-3
