@@ -1,8 +1,7 @@
 """YOLOv4 with everything that the paper lists (section 3.4), COCO, 512 pixels.
 
 Mosaic, CutMix and self-adversarial training are augmentations and not in this file.
-Start from ImageNet weights of CSPDarknet53: its blocks have weighted shortcuts here, which no
-darknet file has.
+Start from a checkpoint of yolov4.py: names are the same, and what is this file's own starts anew.
 """
 
 from ..common.darknet_data import data, dataset

@@ -16,7 +16,7 @@ model.backbone.activation = "mish"
 model.backbone.bottom_up.stages = L(miwrc_csp_darknet53_stages)(
     width=32,
     blocks=[1, 2, 8, 8, 4],
-    regularizers=[dropblock, dropblock],
+    regularizers=[None, None, None, dropblock, dropblock],
     norm="BN",
     activation="mish",
 )
