@@ -6,9 +6,14 @@ from d2proj.modeling.necks.mlfpn import MLFPN, SFAM, TUM
 from d2proj.modeling.necks.pan import PAN
 from d2proj.modeling.necks.wrapper import LevelBlocks, LevelNeck
 from d2proj.modeling.necks.yolo import YOLOFPN, Passthrough, SPPTop
+from d2proj.modeling.necks.yolo_bfm import BFMPAN
+from d2proj.modeling.necks.yolo_pan import CSPPAN, YOLOPAN, CSPTop, YOLOv4Top
 
 __all__ = [
     "ASFF",
+    "BFMPAN",
+    "CSPPAN",
+    "CSPTop",
     "FPN",
     "LastLevelMaxPool",
     "LastLevelP6P7",
@@ -21,4 +26,6 @@ __all__ = [
     "SPPTop",
     "TUM",
     "YOLOFPN",
+    "YOLOPAN",
+    "YOLOv4Top",
 ]
