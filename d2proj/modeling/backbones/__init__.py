@@ -8,5 +8,14 @@ from d2proj.modeling.backbones.resnet import (
     ResNet,
     resnet_stages,
 )
+from d2proj.modeling.backbones.vgg import VGG
 
-__all__ = ["BasicBlock", "BasicStem", "BottleneckBlock", "ConvStem", "ResNet", "resnet_stages"]
+__all__ = [
+    "VGG",
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "ConvStem",
+    "ResNet",
+    "resnet_stages",
+]

@@ -2,5 +2,6 @@
 
 from d2proj.modeling.losses.box import BoxLoss, GIoUBoxLoss, SmoothL1BoxLoss
 from d2proj.modeling.losses.focal import FocalLoss
+from d2proj.modeling.losses.multibox import HardNegativeSoftmaxLoss
 
-__all__ = ["BoxLoss", "FocalLoss", "GIoUBoxLoss", "SmoothL1BoxLoss"]
+__all__ = ["BoxLoss", "FocalLoss", "GIoUBoxLoss", "HardNegativeSoftmaxLoss", "SmoothL1BoxLoss"]
