@@ -21,12 +21,8 @@ model = L(SSD)(
         extra_blocks=[  # 38 and 19, then 10, 5, 3, 1 cells a side
             L(ExtraLayer)(in_channels=1024, mid_channels=256, out_channels=512),
             L(ExtraLayer)(in_channels=512, mid_channels=128, out_channels=256),
-            L(ExtraLayer)(
-                in_channels=256, mid_channels=128, out_channels=256, stride=1, padding=0
-            ),
-            L(ExtraLayer)(
-                in_channels=256, mid_channels=128, out_channels=256, stride=1, padding=0
-            ),
+            L(ExtraLayer)(in_channels=256, mid_channels=128, out_channels=256, stride=1, padding=0),
+            L(ExtraLayer)(in_channels=256, mid_channels=128, out_channels=256, stride=1, padding=0),
         ],
     ),
     head=L(SSDHead)(

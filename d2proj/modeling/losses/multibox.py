@@ -37,6 +37,8 @@ class HardNegativeSoftmaxLoss(nn.Module):
     def _hardest(self, losses: Tensor, positive: Tensor) -> Tensor:
         """Which negatives count: (N, P) bool."""
         wanted = self.negative_ratio * positive.sum(dim=1, keepdim=True)
-        order = losses.masked_fill(positive, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = losses.masked_fill(positive, -torch.inf).argsort(
+            dim=1, descending=True, stable=True
+        )
         rank = order.argsort(dim=1)
         return (rank < wanted) & ~positive

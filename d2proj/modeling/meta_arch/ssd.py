@@ -69,9 +69,7 @@ class SSD(DenseDetector):
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box / normalizer}
 
     @torch.no_grad()
-    def _assign(
-        self, anchors: Tensor, gt_instances: list[Instances]
-    ) -> tuple[Tensor, Tensor]:
+    def _assign(self, anchors: Tensor, gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
         """Assign ground truth to the P default boxes of each of N images.
 
         Returns:
