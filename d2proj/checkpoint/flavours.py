@@ -174,7 +174,8 @@ def _from_vgg(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) ->
     convolutions = [name for name in dict.fromkeys(layers) if name.startswith("conv")]
     names = vgg.classifier_names(tensors, convolutions)
     fully = vgg.decimated_classifier(tensors)
-    renamed = {**{names[name]: tensors[name] for name in names}, **fully}
+    renamed = {names[name]: tensors[name] for name in names} | fully
+    vgg.fold_biases(renamed)
     result = Translation(
         "VGG backbone",
         {prefix + name: tensor for name, tensor in renamed.items()},

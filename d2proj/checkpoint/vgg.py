@@ -66,6 +66,17 @@ def classifier_names(
     return names
 
 
+def fold_biases(tensors: dict[str, torch.Tensor]) -> None:
+    """Take the biases of convolutions that a normalisation follows into its mean, in place.
+
+    torchvision's VGGs with batch normalisation have both, ours the one; what they compute is equal.
+    """
+    for name in [n for n in tensors if n.endswith(".norm.running_mean")]:
+        bias = tensors.pop(name.replace(".norm.running_mean", ".bias"), None)
+        if bias is not None:
+            tensors[name] = tensors[name] - bias
+
+
 def decimated_classifier(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Make ``fc6`` and ``fc7`` of a classifier's fully connected layers, as SSD does.
 
