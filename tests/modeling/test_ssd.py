@@ -43,6 +43,8 @@ def build(name: str, num_classes: int = NUM_CLASSES) -> nn.Module:
         ("ssd", 80, 34_305_206),  # mmdetection's ssd300_coco: 34.31 M
         ("ssd", 90, tv_ssd.SSD300_VGG16_Weights.COCO_V1.meta["num_params"]),
         ("ssd512", 80, 36_038_196),  # mmdetection's ssd512_coco: 36.04 M
+        ("rfb", 20, 36_531_296),  # the authors' code with 21 scores
+        ("rfb512", 20, 37_417_910),
     ],
 )
 def test_parameters(name: str, num_classes: int, parameters: int) -> None:
