@@ -7,7 +7,7 @@ from d2proj.data.augmentations import PhotometricDistort, RandomExpand, SSDRando
 
 # SSD's (Liu et al. 2016, sections 2.2 and 3.6).
 ssd_augmentations = [
-    L(PhotometricDistort)(image_format="BGR"),
+    L(PhotometricDistort)(image_format="${data.image_format}"),
     L(RandomExpand)(fill=[104, 117, 123]),
     L(SSDRandomCrop)(),
     L(T.RandomFlip)(horizontal=True),
