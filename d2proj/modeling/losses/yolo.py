@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
+from d2proj.modeling.losses.label_smoothing import smooth_labels
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # A cell that finds no class more likely than this is never let off (compare_yolo_class).
@@ -128,7 +129,7 @@ class YOLOLoss(nn.Module):
         classes = values.new_zeros(len(cells), self.num_classes)
         classes[of_pair, positives.classes] = 1.0
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
-        smooth = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
+        smooth = smooth_labels(classes, self.label_smooth_eps)
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
         loss_box = self._boxes(logits[where], decoder, positives, stride, input_size) / several
         return {
