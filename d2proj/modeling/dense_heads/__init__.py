@@ -1,6 +1,7 @@
 """Heads that predict at every cell of every level."""
 
 from d2proj.modeling.dense_heads.retinanet import RetinaNetHead
+from d2proj.modeling.dense_heads.ssd import SSDHead
 from d2proj.modeling.dense_heads.yolo_head import YOLOHead
 
-__all__ = ["RetinaNetHead", "YOLOHead"]
+__all__ = ["RetinaNetHead", "SSDHead", "YOLOHead"]

@@ -4,6 +4,7 @@ from d2proj.modeling.necks.asff import ASFF
 from d2proj.modeling.necks.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from d2proj.modeling.necks.mlfpn import MLFPN, SFAM, TUM
 from d2proj.modeling.necks.pan import PAN
+from d2proj.modeling.necks.ssd import ExtraLayer, SSDNeck
 from d2proj.modeling.necks.wrapper import LevelBlocks, LevelNeck
 from d2proj.modeling.necks.yolo import YOLOFPN, Passthrough, SPPTop
 from d2proj.modeling.necks.yolo_bfm import BFMPAN
@@ -14,6 +15,7 @@ __all__ = [
     "BFMPAN",
     "CSPPAN",
     "CSPTop",
+    "ExtraLayer",
     "FPN",
     "LastLevelMaxPool",
     "LastLevelP6P7",
@@ -24,6 +26,7 @@ __all__ = [
     "Passthrough",
     "SFAM",
     "SPPTop",
+    "SSDNeck",
     "TUM",
     "YOLOFPN",
     "YOLOPAN",
