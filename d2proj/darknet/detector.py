@@ -20,6 +20,7 @@ from d2proj.modeling.dense_heads.yolo import (
     RegionDecoder,
     YOLODecoder,
 )
+from d2proj.modeling.losses.gaussian_yolo import GaussianYOLOLoss
 from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
@@ -210,26 +211,38 @@ def make_decoder(layer: Layer) -> Decoder:
     )
 
 
-def _yolo_loss(layer: Layer) -> nn.Module:
+def _yolo_options(layer: Layer) -> dict[str, Any]:
+    """What the losses of ``[yolo]`` and ``[Gaussian_yolo]`` have in common."""
     section = layer.section
     kind = section.text("iou_loss", "mse")
     if kind not in _BOX_LOSSES:
         section.fail(f"iou_loss must be one of {', '.join(_BOX_LOSSES)}, got {kind}", "iou_loss")
     if section.number("truth_thresh", 1.0) < 1:
         section.fail("truth_thresh below 1 is not supported", "truth_thresh")
-    if section.flag("focal_loss"):
-        section.fail("focal_loss is not supported", "focal_loss")
-    return YOLOLoss(
-        anchors=_anchors(layer),
-        mask=_mask(layer),
-        num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
-        box_loss=_BOX_LOSSES[kind],
-        ignore_thresh=section.number("ignore_thresh", 0.5),
-        iou_thresh=section.number("iou_thresh", 1.0),
-        iou_normalizer=section.number("iou_normalizer", 0.75),
-        obj_normalizer=section.number("obj_normalizer", 1.0),
-        label_smooth_eps=section.number("label_smooth_eps", 0.0),
-        objectness_smooth=section.flag("objectness_smooth"),
+    for key, usual in (("focal_loss", "0"), ("map", "0"), ("iou_thresh_kind", "iou")):
+        if section.text(key, usual) != usual:
+            section.fail(f"{key}={section.text(key, usual)} is not supported", key)
+    return {
+        "anchors": _anchors(layer),
+        "mask": _mask(layer),
+        "num_classes": section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        "box_loss": _BOX_LOSSES[kind],
+        "ignore_thresh": section.number("ignore_thresh", 0.5),
+        "iou_thresh": section.number("iou_thresh", 1.0),
+        "iou_normalizer": section.number("iou_normalizer", 0.75),
+        "obj_normalizer": section.number("obj_normalizer", 1.0),
+        "label_smooth_eps": section.number("label_smooth_eps", 0.0),
+        "objectness_smooth": section.flag("objectness_smooth"),
+    }
+
+
+def _yolo_loss(layer: Layer) -> nn.Module:
+    return YOLOLoss(**_yolo_options(layer))
+
+
+def _gaussian_yolo_loss(layer: Layer) -> nn.Module:
+    return GaussianYOLOLoss(
+        uc_normalizer=layer.section.number("uc_normalizer", 1.0), **_yolo_options(layer)
     )
 
 
@@ -268,6 +281,7 @@ def _detection_loss(layer: Layer) -> nn.Module:
 
 _LOSSES: dict[str, Callable[[Layer], nn.Module]] = {
     "yolo": _yolo_loss,
+    "Gaussian_yolo": _gaussian_yolo_loss,
     "region": _region_loss,
     "detection": _detection_loss,
 }

@@ -66,10 +66,9 @@ class _AnchorDecoder(Decoder):
         *,
         anchors: Sequence[Sequence[float]],
         num_classes: int,
-        objectness: int = 4,
     ) -> None:
         super().__init__(num_classes=num_classes)
-        self.objectness = objectness
+        self.objectness = 4  # its place among an anchor's values
         self.register_buffer("anchors", torch.tensor(anchors).float(), persistent=False)
 
     def _candidate_cells(self, raw: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +135,7 @@ class YOLODecoder(_AnchorDecoder):
         return torch.cat([center - half, center + half], dim=-1)
 
 
-class GaussianYOLODecoder(_AnchorDecoder):
+class GaussianYOLODecoder(YOLODecoder):
     """Gaussian YOLOv3 (Choi et al. 2019): each coordinate comes with a standard deviation.
 
     The values of an anchor are x, σx, y, σy, w, σw, h, σh, objectness, classes; a score is also
@@ -151,8 +150,8 @@ class GaussianYOLODecoder(_AnchorDecoder):
     def __init__(
         self, *, anchors: Sequence[Sequence[float]], num_classes: int, scale_x_y: float = 1.0
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes, objectness=8)
-        self.scale_x_y = scale_x_y
+        super().__init__(anchors=anchors, num_classes=num_classes, scale_x_y=scale_x_y)
+        self.objectness = 8
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (9 + C), H, W)."""
