@@ -83,7 +83,6 @@ class DarknetDetector(YOLO):
         plan = plan_network(_given(cfg_file))
         backbone = DarknetBackbone(plan, bn_eps=bn_eps)
         decoders = [make_decoder(layer) for layer in plan.heads]
-        trainable = [layer for layer in plan.heads if layer.kind in _LOSSES]
         own = decoders[0].num_classes
         if num_classes is not None and num_classes != own:
             plan.heads[0].section.fail(
@@ -96,7 +95,7 @@ class DarknetDetector(YOLO):
             head=RawMaps(),
             head_in_features=[f"layer{layer.index}" for layer in plan.heads],
             decoders=decoders,
-            level_losses=[_LOSSES[layer.kind](layer) for layer in trainable],
+            level_losses=[_LOSSES[layer.kind](layer) for layer in plan.heads],
             postprocess=PerClassNMS(
                 score_thresh=score_thresh,
                 nms_thresh=nms_thresh,
@@ -129,11 +128,6 @@ class DarknetDetector(YOLO):
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances]
     ) -> dict[str, Tensor]:
         """The losses of a batch."""
-        if len(self.level_losses) != len(self.decoders):
-            layer = next(x for x in self.plan.heads if x.kind not in _LOSSES)
-            layer.section.fail(
-                f"only {', '.join(_LOSSES)} can be trained; this section can be evaluated"
-            )
         if self.letter_box:
             gt_instances = [self._shifted(x, 1) for x in gt_instances]
         return super().losses(images, features, gt_instances)

@@ -225,9 +225,22 @@ def test_number_of_classes_must_be_the_files(data) -> None:
         DarknetDetector(cfg_file=data / "cfg" / "darknet19.cfg")
 
 
-def test_what_cannot_be_trained_says_so(data) -> None:
-    model = DarknetDetector(cfg_file=data / "cfg" / "Gaussian_yolov3_BDD.cfg")
-    truth = Instances((512, 512), gt_boxes=Boxes(torch.zeros(0, 4)))
-    truth.gt_classes = torch.zeros(0, dtype=torch.int64)
-    with pytest.raises(InputError, match=r"\[Gaussian_yolo\].*can be evaluated"):
-        model([{"image": torch.zeros(3, 64, 64), "instances": truth}])
+def test_gaussian_yolo_of_a_cfg_trains(data, tmp_path) -> None:
+    """The detector of BDD100K at a small size: finite losses and gradients of every weight."""
+    text = (data / "cfg" / "Gaussian_yolov3_BDD.cfg").read_text()
+    cfg = tmp_path / "x.cfg"
+    cfg.write_text(text.replace("width=512", "width=96").replace("height=512", "height=64"))
+    model = DarknetDetector(cfg_file=cfg)
+    boxes = [[8.0, 8, 40, 44], [30, 20, 90, 60]]
+    batch = []
+    for some in (boxes, []):
+        truth = Instances((64, 96), gt_boxes=Boxes(torch.tensor(some).reshape(-1, 4)))
+        truth.gt_classes = torch.arange(len(some))
+        batch.append({"image": torch.randint(0, 256, (3, 64, 96)), "instances": truth})
+    losses = model(batch)
+    assert sorted(losses) == ["loss_box", "loss_cls", "loss_obj", "loss_uncertainty"]
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
