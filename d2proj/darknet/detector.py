@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from d2proj import ops
 from d2proj.darknet.network import BN_EPS, DarknetNetwork
-from d2proj.darknet.plan import Layer, Plan, plan_network
+from d2proj.darknet.plan import Layer, Plan, classes_of, plan_network
 from d2proj.errors import InputError
 from d2proj.modeling.dense_heads.yolo import (
     Decoder,
@@ -24,9 +24,10 @@ from d2proj.modeling.losses.gaussian_yolo import GaussianYOLOLoss
 from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
-from d2proj.modeling.postprocess import PerClassNMS
+from d2proj.modeling.postprocess import PerClassDIoUNMS, PerClassNMS
 
-_MOST_CLASSES = 1 << 20
+# The exponent that darknet's box_diou has, which its greedynms is decided by, whatever beta_nms.
+_GREEDY_BETA = 0.6
 _BOX_LOSSES = {
     "mse": None,
     "iou": ops.iou_loss,
@@ -46,8 +47,6 @@ class DarknetBackbone(Backbone):
 
     def __init__(self, plan: Plan, *, bn_eps: float = BN_EPS) -> None:
         super().__init__()
-        if not plan.heads:
-            plan.net.fail("the network predicts no boxes (no [yolo], [region] or [detection])")
         self.network = DarknetNetwork(plan, bn_eps=bn_eps)
         self._out_features = [f"layer{layer.index}" for layer in plan.heads]
 
@@ -61,12 +60,15 @@ class DarknetDetector(YOLO):
     """The detector of a cfg file.
 
     Images come as the file wants them from :class:`DarknetResize`; with ``letter_box=1`` they are
-    centred on grey. State-dict names are ``backbone.network.layers.<i>.*``.
+    centred on grey. State-dict names are ``backbone.network.layers.<i>.*``. A file whose training
+    options are not supported can be evaluated.
 
     Args:
         cfg_file: the file.
         num_classes: must be the file's; None takes it.
         score_thresh, nms_thresh, max_detections: of the greedy NMS of each class.
+        nms_kind: ``default``: by the IoU, whatever the file says; ``greedynms`` and ``diounms``: by
+            darknet's IoU - (d^2 / c^2)^0.6, or with the file's ``beta_nms``; ``cfg``: the file's.
         bn_eps: see :class:`DarknetNetwork`.
     """
 
@@ -78,37 +80,50 @@ class DarknetDetector(YOLO):
         score_thresh: float = 0.005,
         nms_thresh: float = 0.45,
         max_detections: int = 100,
+        nms_kind: str = "default",
         bn_eps: float = BN_EPS,
     ) -> None:
         plan = plan_network(_given(cfg_file))
-        backbone = DarknetBackbone(plan, bn_eps=bn_eps)
-        decoders = [make_decoder(layer) for layer in plan.heads]
-        own = decoders[0].num_classes
+        own = plan.num_classes
         if num_classes is not None and num_classes != own:
             plan.heads[0].section.fail(
                 f"the file is for {own} classes, the data has {num_classes} (change classes= and "
                 "the filters= before it)",
                 "classes",
             )
+        for layer in plan.heads:
+            if classes_of(layer) != own:
+                layer.section.fail(f"the layers before it predict {own} classes", "classes")
+        decoders = [make_decoder(layer) for layer in plan.heads]
+        postprocess = make_nms(
+            plan.heads[-1],
+            nms_kind,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            max_detections=max_detections,
+            topk_candidates=-1,
+            clip=False,
+        )
+        untrainable = None
+        losses: list[nn.Module] = []
+        try:
+            losses = [_LOSSES[layer.kind](layer) for layer in plan.heads]
+        except InputError as error:
+            untrainable = str(error)
         super().__init__(
-            backbone=backbone,
+            backbone=DarknetBackbone(plan, bn_eps=bn_eps),
             head=RawMaps(),
             head_in_features=[f"layer{layer.index}" for layer in plan.heads],
             decoders=decoders,
-            level_losses=[_LOSSES[layer.kind](layer) for layer in plan.heads],
-            postprocess=PerClassNMS(
-                score_thresh=score_thresh,
-                nms_thresh=nms_thresh,
-                max_detections=max_detections,
-                topk_candidates=-1,
-                clip=False,
-            ),
+            level_losses=losses,
+            postprocess=postprocess,
             num_classes=own,
             pixel_mean=[0.0] * plan.input[0],
             pixel_std=[255.0] * plan.input[0],
             input_format="RGB",
         )
         self.plan = plan
+        self._untrainable = untrainable
         self.letter_box = plan.net.flag("letter_box")
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -127,7 +142,13 @@ class DarknetDetector(YOLO):
     def losses(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances]
     ) -> dict[str, Tensor]:
-        """The losses of a batch."""
+        """The losses of a batch.
+
+        Raises:
+            InputError: the file has an option of training that is not supported.
+        """
+        if self._untrainable is not None:
+            raise InputError(f"{self._untrainable} in training; the model can be evaluated")
         if self.letter_box:
             gt_instances = [self._shifted(x, 1) for x in gt_instances]
         return super().losses(images, features, gt_instances)
@@ -176,11 +197,33 @@ class DarknetResize(T.Augmentation):
         return T.ResizeTransform(height, width, new_h, new_w)
 
 
+def make_nms(layer: Layer, kind: str, **options: Any) -> PerClassNMS:
+    """The postprocessing that ``nms_kind`` names; darknet asks the last section of predictions."""
+    kinds = ("default", "greedynms", "diounms", "cornersnms")
+    section = layer.section
+    if kind == "cfg":
+        kind = section.text("nms_kind", "default")
+        if kind not in kinds:
+            section.fail(f"nms_kind must be one of {', '.join(kinds)}, got {kind}", "nms_kind")
+    if kind == "greedynms":
+        return PerClassDIoUNMS(beta=_GREEDY_BETA, **options)
+    if kind == "diounms":
+        beta = section.number("beta_nms", _GREEDY_BETA)
+        if beta < 0:
+            section.fail(f"beta_nms must be at least 0, got {beta:g}", "beta_nms")
+        return PerClassDIoUNMS(beta=beta, **options)
+    if kind not in kinds:
+        raise ValueError(f"nms_kind must be one of cfg, {', '.join(kinds)}, got {kind}")
+    return PerClassNMS(**options)  # what cornersnms comes to, too
+
+
 def make_decoder(layer: Layer) -> Decoder:
     """The decoder that a section of predictions describes."""
     section = layer.section
-    classes = section.integer("classes", 20, low=1, high=_MOST_CLASSES)
+    classes = classes_of(layer)
     if layer.kind == "detection":
+        if section.flag("softmax"):
+            section.fail("softmax is not supported", "softmax")
         return DetectionDecoder(
             num_classes=classes,
             side=section.integer("side", 7, low=1, high=1024),
@@ -213,13 +256,15 @@ def _yolo_options(layer: Layer) -> dict[str, Any]:
         section.fail(f"iou_loss must be one of {', '.join(_BOX_LOSSES)}, got {kind}", "iou_loss")
     if section.number("truth_thresh", 1.0) < 1:
         section.fail("truth_thresh below 1 is not supported", "truth_thresh")
-    for key, usual in (("focal_loss", "0"), ("map", "0"), ("iou_thresh_kind", "iou")):
-        if section.text(key, usual) != usual:
-            section.fail(f"{key}={section.text(key, usual)} is not supported", key)
+    if section.text("iou_thresh_kind", "iou") != "iou":
+        section.fail("an iou_thresh_kind but iou is not supported", "iou_thresh_kind")
+    for key in ("focal_loss", "map", "counters_per_class", "embedding_layer"):
+        if section.text(key, "0") != "0":
+            section.fail(f"{key} is not supported", key)
     return {
         "anchors": _anchors(layer),
         "mask": _mask(layer),
-        "num_classes": section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        "num_classes": classes_of(layer),
         "box_loss": _BOX_LOSSES[kind],
         "ignore_thresh": section.number("ignore_thresh", 0.5),
         "iou_thresh": section.number("iou_thresh", 1.0),
@@ -246,7 +291,7 @@ def _region_loss(layer: Layer) -> nn.Module:
         if section.text(key, "0") != "0":
             section.fail(f"{key} is not supported", key)
     return RegionLoss(
-        num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
+        num_classes=classes_of(layer),
         object_scale=section.number("object_scale", 1.0),
         noobject_scale=section.number("noobject_scale", 1.0),
         class_scale=section.number("class_scale", 1.0),
@@ -260,11 +305,11 @@ def _region_loss(layer: Layer) -> nn.Module:
 
 def _detection_loss(layer: Layer) -> nn.Module:
     section = layer.section
-    for key in ("forced", "random", "softmax"):
+    for key in ("forced", "random"):
         if section.flag(key):
             section.fail(f"{key} is not supported", key)
     return DetectionLoss(
-        num_classes=section.integer("classes", 1, low=1, high=_MOST_CLASSES),
+        num_classes=classes_of(layer),
         object_scale=section.number("object_scale", 1.0),
         noobject_scale=section.number("noobject_scale", 1.0),
         class_scale=section.number("class_scale", 1.0),

@@ -39,6 +39,7 @@ class DarknetNetwork(nn.Module):
         self.plan = plan if isinstance(plan, Plan) else plan_network(plan)
         layers = self.plan.layers
         self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
+        self._heads = {layer.index for layer in self.plan.heads}
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
 
@@ -57,7 +58,7 @@ class DarknetNetwork(nn.Module):
         for layer, module in zip(self.plan.layers, self.layers, strict=True):
             result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
-            if layer in self.plan.heads:
+            if layer.index in self._heads:
                 heads.append(result)
             for i in layer.sources:
                 if self._last_use[i] == layer.index:
