@@ -1,5 +1,6 @@
 """A detector as a cfg file describes it, without code."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from d2proj import ops
 from d2proj.darknet.network import BN_EPS, DarknetNetwork
 from d2proj.darknet.plan import Layer, Plan, classes_of, plan_network
 from d2proj.errors import InputError
@@ -20,21 +20,16 @@ from d2proj.modeling.dense_heads.yolo import (
     RegionDecoder,
     YOLODecoder,
 )
+from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
 from d2proj.modeling.losses.gaussian_yolo import GaussianYOLOLoss
 from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
 from d2proj.modeling.postprocess import PerClassDIoUNMS, PerClassNMS
 
+_BOX_LOSSES = ("mse", "iou", "giou", "diou", "ciou")
 # The exponent that darknet's box_diou has, which its greedynms is decided by, whatever beta_nms.
 _GREEDY_BETA = 0.6
-_BOX_LOSSES = {
-    "mse": None,
-    "iou": ops.iou_loss,
-    "giou": ops.generalized_box_iou_loss,
-    "diou": ops.distance_box_iou_loss,
-    "ciou": ops.complete_box_iou_loss,
-}
 
 
 class DarknetBackbone(Backbone):
@@ -254,6 +249,9 @@ def _yolo_options(layer: Layer) -> dict[str, Any]:
     kind = section.text("iou_loss", "mse")
     if kind not in _BOX_LOSSES:
         section.fail(f"iou_loss must be one of {', '.join(_BOX_LOSSES)}, got {kind}", "iou_loss")
+    max_delta = section.number("max_delta", math.inf)
+    if not max_delta > 0:
+        section.fail(f"max_delta must be positive, got {max_delta:g}", "max_delta")
     if section.number("truth_thresh", 1.0) < 1:
         section.fail("truth_thresh below 1 is not supported", "truth_thresh")
     if section.text("iou_thresh_kind", "iou") != "iou":
@@ -265,7 +263,7 @@ def _yolo_options(layer: Layer) -> dict[str, Any]:
         "anchors": _anchors(layer),
         "mask": _mask(layer),
         "num_classes": classes_of(layer),
-        "box_loss": _BOX_LOSSES[kind],
+        "box_loss": None if kind == "mse" else DarknetIoULoss(kind, max_delta=max_delta),
         "ignore_thresh": section.number("ignore_thresh", 0.5),
         "iou_thresh": section.number("iou_thresh", 1.0),
         "iou_normalizer": section.number("iou_normalizer", 0.75),

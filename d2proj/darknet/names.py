@@ -22,9 +22,7 @@ def read_names(path: str | Path) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(f"{path} is no file of class names: it is not text") from None
     except OSError as error:
-        raise InputError(
-            f"cannot read the class names {path}: {error.strerror or error}"
-        ) from None
+        raise InputError(f"cannot read the class names {path}: {error.strerror or error}") from None
     if len(data) > _MOST_BYTES:
         raise InputError(f"{path} is no file of class names: it has more than {_MOST_BYTES} bytes")
     lines = [line.strip() for line in text.rstrip().splitlines()]

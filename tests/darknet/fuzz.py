@@ -228,7 +228,7 @@ def attempt_cfg(seed: int, texts: list[str], folder: Path) -> bool:
         small = plan.floats < _MOST_FLOATS and values < _MOST_VALUES
         torch.manual_seed(0)
         with torch.device("cpu" if small else "meta"):
-            network = (DarknetDetector(cfg_file=path).eval() if plan.heads else None)
+            network = DarknetDetector(cfg_file=path).eval() if plan.heads else None
             backbone = network.backbone.network if network else DarknetNetwork(plan).eval()
         count = sum(t.numel() for t in backbone.state_dict().values() if t.is_floating_point())
         assert count == plan.floats
@@ -261,7 +261,9 @@ def attempt_weights(seed: int, folder: Path) -> bool:
     draw = random.Random(seed)
     network = DarknetNetwork(SMALL)
     values = np.random.default_rng(seed).normal(size=network.plan.floats).astype("<f4")
-    header = Header(draw.choice([0, 0, 1, 1001]), draw.choice([1, 2, 1001]), 5, draw.randrange(9999))
+    header = Header(
+        draw.choice([0, 0, 1, 1001]), draw.choice([1, 2, 1001]), 5, draw.randrange(9999)
+    )
     data = bytearray(header.pack() + values.tobytes())
     for _ in range(draw.choice([0, 1, 1, 2])):
         kind = draw.randrange(7)
@@ -301,9 +303,7 @@ def attempt_weights(seed: int, folder: Path) -> bool:
 def attempt(seed: int, texts: list[str], folder: Path) -> bool:
     """One damaged file, cfg or weights, within its time."""
     begin = time.process_time()
-    refused = (
-        attempt_weights(seed, folder) if seed % 8 == 7 else attempt_cfg(seed, texts, folder)
-    )
+    refused = attempt_weights(seed, folder) if seed % 8 == 7 else attempt_cfg(seed, texts, folder)
     seconds = time.process_time() - begin
     assert seconds < SECONDS, f"{seconds:.2f} s"
     return refused

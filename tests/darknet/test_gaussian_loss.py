@@ -11,8 +11,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from d2proj import ops
 from d2proj.modeling.dense_heads.yolo import GaussianYOLODecoder
+from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
 from d2proj.modeling.losses.gaussian_yolo import GaussianYOLOLoss
 from tests.darknet.test_loss import ANCHORS, CELLS, CLASSES, SIDE, iou, make, sigmoid
 
@@ -27,7 +27,7 @@ OPTIONS = {
     "label_smooth_eps": 0.0,
     "objectness_smooth": False,
 }
-BOX_LOSSES = {"mse": None, "iou": ops.iou_loss, "giou": ops.generalized_box_iou_loss}
+BOX_LOSSES = {"mse": None, "iou": DarknetIoULoss("iou"), "giou": DarknetIoULoss("giou")}
 
 
 def iou_slopes(p, t, kind: str):
@@ -154,9 +154,7 @@ def gaussian_delta(raw: np.ndarray, mask: list[int], truths: list[tuple], option
         best = int(np.argmax(overlaps))
         wanted = [best] if best in mask else []
         if options["iou_thresh"] < 1:
-            wanted += [
-                n for n in mask if n != best and overlaps[n] > options["iou_thresh"]
-            ]
+            wanted += [n for n in mask if n != best and overlaps[n] > options["iou_thresh"]]
         for n in wanted:
             hit(mask.index(n), j, i, truth, kind)
             hits += 1

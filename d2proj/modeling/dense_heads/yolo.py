@@ -165,9 +165,7 @@ class GaussianYOLODecoder(YOLODecoder):
         mask: Sequence[int] | None = None,
         scale_x_y: float = 1.0,
     ) -> None:
-        super().__init__(
-            anchors=anchors, num_classes=num_classes, mask=mask, scale_x_y=scale_x_y
-        )
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, scale_x_y=scale_x_y)
         self.objectness = 8
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d2proj.modeling.boxes import full_precision
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
+from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
 from d2proj.modeling.losses.yolo import Positives, YOLOLoss, cross_entropy
 
 # darknet's sigma_const, added to a deviation in the density's normalisation alone, and epsi (the
@@ -32,14 +33,12 @@ class GaussianYOLOLoss(YOLOLoss):
     same anchors as in YOLOv3. With ``box_loss`` the box learns by that instead, and the deviations
     alone by the likelihood (as in darknet's cfg file for BDD100K).
 
-    Gradients are those of darknet, which is to say no gradients of a function: the slope of the
-    sigmoids of x, y and the deviations counts as one; with an IoU loss the slopes of x and y by
-    their logits as the input's side, those of w and h as twice their own without the anchor
-    (``2 exp(t)`` sides). Differences to darknet: DIoU and CIoU losses have their true derivatives
-    before these slopes (darknet's has other signs and factors in the terms of the distance and the
-    shape), and so has every IoU loss of boxes that do not overlap (darknet multiplies negative
-    sides); nothing is clipped at ``max_delta``; with label smoothing a box is divided by the number
-    of its truths' classes (darknet also counts classes whose output is below eps / 2).
+    Gradients are those of darknet, which is to say no gradients of a function: the derivatives of
+    the sigmoids of x, y and the deviations are left out, and a box loss that is a
+    :class:`~d2proj.modeling.losses.darknet_iou.DarknetIoULoss` has its own rules. Two differences:
+    what the deviations and, without a box loss, the coordinates learn is not clipped at
+    ``max_delta``; with label smoothing a box is divided by the number of its truths' classes
+    (darknet also counts classes whose output is below eps / 2).
 
     Args:
         uc_normalizer: weight of the deviations' loss.
@@ -115,12 +114,12 @@ class GaussianYOLOLoss(YOLOLoss):
         target = torch.cat([center / stride - cell, (size / anchors).log()], 1)
         scale = decoder.scale_x_y
         squashed = values[:, :4].sigmoid() * scale - (scale - 1) / 2  # x, sigma x, y, sigma y
-        offset = _with_slope(squashed[:, ::2], values[:, 0:4:2], 1.0)
+        offset = _unit_slope(squashed[:, ::2], values[:, 0:4:2])
         mu = torch.cat([offset, values[:, 4:8:2]], 1)
         sigma = torch.cat(
             [
-                _with_slope(squashed[:, 1::2], values[:, 1:4:2], 1.0),
-                _with_slope(values[:, 5:8:2].sigmoid(), values[:, 5:8:2], 1.0),
+                _unit_slope(squashed[:, 1::2], values[:, 1:4:2]),
+                _unit_slope(values[:, 5:8:2].sigmoid(), values[:, 5:8:2]),
             ],
             1,
         )
@@ -128,17 +127,24 @@ class GaussianYOLOLoss(YOLOLoss):
         uncertainty = _likelihood(target, mu.detach(), sigma).sum(1) * (2 - area) / 2
         if self.box_loss is None:
             return _likelihood(target, mu, sigma.detach()).sum(1) * (2 - area) / 2, uncertainty
-        sides = stride.new_tensor([input_size[1], input_size[0]])
-        middle = _with_slope((squashed[:, ::2] + cell) * stride, values[:, 0:4:2], sides)
-        grown = values[:, 4:8:2].exp()
-        half = _with_slope(grown * anchors, values[:, 4:8:2], 2 * grown.detach() * sides) / 2
-        boxes = torch.cat([middle - half, middle + half], 1)
-        return self.box_loss(boxes, positives.boxes), uncertainty
+        coordinates = values[:, :8:2]
+        boxes = decoder.boxes(coordinates, anchors, cell, stride)
+        if not isinstance(self.box_loss, DarknetIoULoss):
+            return self.box_loss(boxes, positives.boxes), uncertainty
+        box = self.box_loss(
+            boxes,
+            positives.boxes,
+            values=coordinates,
+            growth=coordinates[:, 2:].exp(),
+            image_size=input_size,
+            weight=self.iou_normalizer,
+        )
+        return box, uncertainty
 
 
-def _with_slope(value: Tensor, logits: Tensor, slope: Tensor | float) -> Tensor:
-    """``value``, whose derivative by ``logits`` is said to be ``slope``."""
-    return value.detach() + slope * (logits - logits.detach())
+def _unit_slope(value: Tensor, logits: Tensor) -> Tensor:
+    """``value``, whose derivative by ``logits`` is said to be one."""
+    return value.detach() + (logits - logits.detach())
 
 
 def _likelihood(target: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
