@@ -249,6 +249,10 @@ def _yolo_options(layer: Layer) -> dict[str, Any]:
     kind = section.text("iou_loss", "mse")
     if kind not in _BOX_LOSSES:
         section.fail(f"iou_loss must be one of {', '.join(_BOX_LOSSES)}, got {kind}", "iou_loss")
+    if kind == "mse" and section.flag("new_coords"):
+        section.fail(
+            "new_coords can only be trained with an IoU loss (iou_loss=ciou)", "new_coords"
+        )
     max_delta = section.number("max_delta", math.inf)
     if not max_delta > 0:
         section.fail(f"max_delta must be positive, got {max_delta:g}", "max_delta")

@@ -98,7 +98,8 @@ class Plan:
         """
         if not self.heads:
             self.net.fail(
-                "the network predicts no boxes (no [yolo], [Gaussian_yolo], [region] or [detection])"
+                "the network predicts no boxes (it has no [yolo], [Gaussian_yolo], [region] or "
+                "[detection])"
             )
         return classes_of(self.heads[0])
 

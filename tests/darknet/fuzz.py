@@ -137,25 +137,26 @@ coords=4
 side=3
 num=2
 """
-VALUES = (
+_VALUES = (
     "-1 0 1 2 3 7 13 255 256 32768 1e9 -1e9 1e400 -0 +5 .5 -.5 1. 99999999999999999999 nan inf -inf"
     " 2147483647 -2147483649 0x10 1e1e1 ٣ ½ , ,, 1,2 -1,-2,-3 0,0,0 1,,2 a linear leaky mish yolo"
     " = == [net] # ; \\x00 1;2 1#2 true null ${x} %s %n ../../x"
-).split()
-KEYS = (
+)
+_KEYS = (
     "width height channels batch filters size stride stride_x stride_y pad padding groups group_id"
     " layers from activation batch_normalize dilation mask anchors classes num coords side output"
     " weights_type weights_normalization scale_x_y new_coords iou_loss iou_thresh nms_kind beta_nms"
     " probability dropblock dropblock_size_abs dropblock_size_rel steps scales policy burn_in power"
     " max_batches learning_rate gamma step sgdr_cycle sgdr_mult tree map letter_box temperature"
     " reverse scale scale_wh jitter xnor antialiasing maxpool_depth softmax sqrt unheard_of"
-).split()
-SECTIONS = (
+)
+_SECTIONS = (
     "net network convolutional conv local connected maxpool max local_avgpool avgpool activation"
     " dropout cost empty softmax route shortcut scale_channels sam upsample reorg reorg3d yolo"
     " Gaussian_yolo region detection crnn lstm gru rnn normalization batchnorm crop deconvolutional"
     " implicit history contrastive"
-).split()
+)
+VALUES, KEYS, SECTIONS = _VALUES.split(), _KEYS.split(), _SECTIONS.split()
 
 
 def published() -> list[str]:
@@ -235,12 +236,16 @@ def attempt_cfg(seed: int, texts: list[str], folder: Path) -> bool:
         if small:
             _run(plan, backbone, network)
     except InputError as error:
-        message = str(error)
-        assert "\n" not in message, message
-        assert len(message) < 1000, message[:2000]
-        assert "damaged.cfg" in message, message
+        _check(str(error), path)
         return True
     return False
+
+
+def _check(message: str, path: Path) -> None:
+    """A refusal is a sentence that names the file."""
+    assert "\n" not in message, message
+    assert len(message) < 1000, message[:2000]
+    assert path.name in message, message
 
 
 @torch.no_grad()
@@ -291,8 +296,7 @@ def attempt_weights(seed: int, folder: Path) -> bool:
     try:
         load_darknet_weights(network, path)
     except InputError as error:
-        assert "\n" not in str(error)
-        assert path.name in str(error), str(error)
+        _check(str(error), path)
         after = network.state_dict()
         assert all(torch.equal(t, after[name]) for name, t in before.items())
         return True

@@ -28,10 +28,10 @@ def test_equals_its_cfg_file(data, randomise, tmp_path: Path, monkeypatch) -> No
     assert again.read_bytes() == path.read_bytes()
 
     generator = torch.Generator().manual_seed(1)
-    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=generator)
-    truth = Instances((64, 96), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 44], [30, 20, 90, 60]])))
+    image = torch.randint(0, 256, (3, 32, 64), dtype=torch.uint8, generator=generator)
+    truth = Instances((32, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 20, 22], [15, 10, 60, 30]])))
     truth.gt_classes = torch.tensor([3, 9])
-    nothing = Instances((64, 96), gt_boxes=Boxes(torch.zeros(0, 4)))
+    nothing = Instances((32, 64), gt_boxes=Boxes(torch.zeros(0, 4)))
     nothing.gt_classes = torch.zeros(0, dtype=torch.int64)
     batch = [{"image": image, "instances": truth}, {"image": 255 - image, "instances": nothing}]
     for model in (theirs, ours):

@@ -1,7 +1,8 @@
 """YOLOv3-tiny with deviations: two levels, coordinates learn by the likelihood alone."""
 
-from d2proj.modeling.backbones import darknet_tiny_stages
 from detectron2.config import LazyCall as L
+
+from d2proj.modeling.backbones import darknet_tiny_stages
 
 from .gaussian_yolov3 import model
 

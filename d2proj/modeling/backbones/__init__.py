@@ -1,5 +1,15 @@
 """Backbones: (N, 3, H, W) to a dict of named feature maps."""
 
+from d2proj.modeling.backbones.csp_darknet import (
+    CSPStage,
+    TappedCSPDarknet,
+    TinyCSPDarknet,
+    WeightedResidual,
+    csp_darknet53_stages,
+    miwrc_csp_darknet53_stages,
+    yolov4_csp_stages,
+)
+from d2proj.modeling.backbones.csp_resnext import CSPResNeXt50
 from d2proj.modeling.backbones.darknet import (
     Darknet,
     DarknetClassifier,
@@ -20,6 +30,14 @@ from d2proj.modeling.backbones.resnet import (
 )
 
 __all__ = [
+    "CSPStage",
+    "TappedCSPDarknet",
+    "TinyCSPDarknet",
+    "WeightedResidual",
+    "csp_darknet53_stages",
+    "miwrc_csp_darknet53_stages",
+    "yolov4_csp_stages",
+    "CSPResNeXt50",
     "BasicBlock",
     "BasicStem",
     "BottleneckBlock",

@@ -69,6 +69,7 @@ class GaussianYOLOLoss(YOLOLoss):
         plain = torch.cat([values[..., :8:2], values[..., 8:]], -1)  # as YOLOv3 has them
         stride = values.new_tensor([input_size[1] / width, input_size[0] / height])
         positives = self._assign(gt_instances, stride, (height, width))
+        where: tuple[Tensor, ...]
         where = (positives.image, positives.anchor, positives.y, positives.x)
 
         target, weight, overlapped = self._objectness(plain, decoder, gt_instances, stride)

@@ -2,7 +2,7 @@
 
 Sources: Redmon & Farhadi, "YOLOv3", 2018, section 2; Bochkovskiy et al., "YOLOv4", 2020, section
 3.4; what they leave open is AlexeyAB/darknet's ``yolo_layer.c``. darknet writes gradients, not
-losses; these losses have those gradients, but for two things that are stated below.
+losses; these losses have those gradients, but for what is stated below.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
+from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # A cell that finds no class more likely than this is never let off (compare_yolo_class).
@@ -46,15 +47,21 @@ class YOLOLoss(nn.Module):
     and to every other one whose shape overlaps it by more than ``iou_thresh``. Where a prediction
     overlaps some truth by more than ``ignore_thresh`` its objectness is not punished.
 
-    Differences to darknet: with an IoU loss the gradient passes through the sigmoid of x and y
-    (darknet leaves its derivative out), and it is not clipped at ``max_delta``.
+    With :class:`~d2proj.modeling.losses.darknet_iou.DarknetIoULoss` the gradients of the boxes are
+    darknet's, too; with another loss they are that loss's own. darknet's ``cls_normalizer`` has no
+    effect without ``counters_per_class`` and does not exist here.
+
+    One difference: where several truths share an anchor, darknet divides the gradient of the box by
+    the number of classes whose gradient is positive, which with label smoothing are nearly all
+    classes; here it is always that of the truths' classes.
 
     Args:
         anchors: (T, 2) width, height in pixels, of all levels.
         mask: which of them are this level's.
         num_classes: C.
-        box_loss: element-wise loss of two (M, 4) tensors of boxes; None: squared errors of the
-            coordinates (YOLOv3), weighted by 2 - w h of the truth.
+        box_loss: element-wise loss of two (M, 4) tensors of boxes, with its own gradient; or
+            ``DarknetIoULoss``; None: squared errors of the coordinates (YOLOv3), weighted by
+            2 - w h of the truth.
         ignore_thresh, iou_thresh: see above; 1 for the best anchor alone.
         iou_normalizer, obj_normalizer: weights of the box loss and the objectness.
         label_smooth_eps: class targets become ``t (1 - eps) + eps / 2``.
@@ -125,7 +132,8 @@ class YOLOLoss(nn.Module):
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
         smooth = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
-        loss_box = self._boxes(logits[where], decoder, positives, stride, input_size) / several
+        box = logits[where][:, :4], values[where][:, :4]
+        loss_box = self._boxes(*box, decoder, positives, stride, input_size) / several
         return {
             "loss_box": loss_box.sum() * self.iou_normalizer / count,
             "loss_obj": loss_obj / count,
@@ -217,6 +225,7 @@ class YOLOLoss(nn.Module):
     def _boxes(
         self,
         logits: Tensor,
+        values: Tensor,
         decoder: YOLODecoder,
         positives: Positives,
         stride: Tensor,
@@ -226,8 +235,18 @@ class YOLOLoss(nn.Module):
         cell = torch.stack([positives.x, positives.y], 1)
         anchors = decoder.anchors[positives.anchor]
         if self.box_loss is not None:
-            predicted = decoder.boxes(logits[:, :4], anchors, cell, stride)
-            return self.box_loss(predicted, positives.boxes)
+            predicted = decoder.boxes(logits, anchors, cell, stride)
+            if not isinstance(self.box_loss, DarknetIoULoss):
+                return self.box_loss(predicted, positives.boxes)
+            sizes = values[:, 2:]
+            return self.box_loss(
+                predicted,
+                positives.boxes,
+                values=values,
+                growth=torch.ones_like(sizes) if decoder.new_coords else sizes.exp(),
+                image_size=image,
+                weight=self.iou_normalizer,
+            )
         if decoder.new_coords:
             raise ValueError("new_coords needs an IoU loss")
         size = positives.boxes[:, 2:] - positives.boxes[:, :2]

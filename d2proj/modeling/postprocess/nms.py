@@ -69,10 +69,11 @@ class PerClassNMS:
 
 
 class PerClassDIoUNMS(PerClassNMS):
-    """:class:`PerClassNMS` that spares boxes whose centres are apart (Zheng et al. 2020, section 4).
+    """:class:`PerClassNMS` that spares boxes whose centres are apart: DIoU-NMS.
 
-    A box goes if IoU - (d² / c²)^beta with a better one exceeds the threshold: d is the distance of
-    the centres, c the diagonal of the smallest box around both.
+    Zheng et al. 2020, "Distance-IoU loss". A box goes if IoU - (d² / c²)^beta with a better one
+    exceeds the threshold: d is the distance of the centres, c the diagonal of the smallest box
+    around both.
 
     Args:
         beta: 1 in the paper; 0.6 in darknet, for ``nms_kind=greedynms`` as well as ``diounms``.
