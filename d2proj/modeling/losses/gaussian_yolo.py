@@ -69,7 +69,6 @@ class GaussianYOLOLoss(YOLOLoss):
         plain = torch.cat([values[..., :8:2], values[..., 8:]], -1)  # as YOLOv3 has them
         stride = values.new_tensor([input_size[1] / width, input_size[0] / height])
         positives = self._assign(gt_instances, stride, (height, width))
-        where: tuple[Tensor, ...]
         where = (positives.image, positives.anchor, positives.y, positives.x)
 
         target, weight, overlapped = self._objectness(plain, decoder, gt_instances, stride)
@@ -79,7 +78,8 @@ class GaussianYOLOLoss(YOLOLoss):
         logits = plain[..., 4]
         loss_obj = (cross_entropy(logits, target) * weight).sum() * self.obj_normalizer
 
-        places, kinds = where, positives.classes
+        places: tuple[Tensor, ...] = where
+        kinds = positives.classes
         if self.objectness_smooth:
             smooth = tuple((overlapped >= 0).nonzero().T)
             places = tuple(torch.cat(pair) for pair in zip(where, smooth, strict=True))
