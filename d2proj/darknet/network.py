@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from d2proj.darknet.plan import ConvOptions, Layer, Plan, PoolOptions, activation_of, plan_network
 from d2proj.layers import (
+    CmBN,
     Conv2d,
     DropBlock,
     LocallyConnected2d,
@@ -40,6 +41,10 @@ class DarknetNetwork(nn.Module):
         layers = self.plan.layers
         self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
         self._heads = {layer.index for layer in self.plan.heads}
+        subdivisions = self.plan.net.integer("subdivisions", 1, low=1, high=1 << 20)
+        for layer, module in zip(layers, self.layers, strict=True):
+            if isinstance(module, Conv2d) and layer.section.flag("cbn"):
+                module.norm = CmBN(module.out_channels, subdivisions, eps=bn_eps)
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
 
@@ -263,7 +268,9 @@ def _dropout(layer: Layer, _bn_eps: float) -> nn.Module:
     side = max(layer.output[1:])
     relative = section.number("dropblock_size_rel", 0.0)
     absolute = section.integer("dropblock_size_abs", 0, low=0, high=1 << 15)
-    return DropBlock(probability, min(side, absolute or int(relative * side) or 7))
+    # dropout_layer_kernels.cu: full strength after 85 % of the training.
+    block = min(side, absolute or int(relative * side) or 7)
+    return DropBlock(probability, block, ramp=0.85)
 
 
 class Pass(nn.Module):

@@ -86,6 +86,7 @@ def train(
     ordered: list[HookBase | None] = [
         hooks.Signals(),
         learning_rate,
+        hooks.ModuleSchedules(),
         hooks.Progress(cfg.train.log_period, lengths.iters_per_epoch),
         evaluate,
         # Metrics reach the disk before the checkpoint that says they need not be done again.

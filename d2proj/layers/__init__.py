@@ -4,6 +4,7 @@ from d2proj.layers.activation import get_activation
 from d2proj.layers.attention import CBAM, PointwiseSAM, SqueezeExcitation
 from d2proj.layers.conv import Conv2d, conv_norm_act
 from d2proj.layers.dropblock import DropBlock
+from d2proj.layers.filter_response import FRN, TLU
 from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
 from d2proj.layers.norm_cross import CmBN
@@ -14,8 +15,10 @@ from d2proj.layers.weighted_sum import WeightedSum
 __all__ = [
     "ASPP",
     "CBAM",
+    "FRN",
     "RFB",
     "SPP",
+    "TLU",
     "CmBN",
     "Conv2d",
     "DropBlock",

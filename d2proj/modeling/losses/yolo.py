@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
 from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
+from d2proj.modeling.losses.label_smoothing import smooth_labels
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # A cell that finds no class more likely than this is never let off (compare_yolo_class).
@@ -130,7 +131,7 @@ class YOLOLoss(nn.Module):
 
         cells, of_pair, classes = self._classes(where, positives.classes, target)
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
-        smooth = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
+        smooth = smooth_labels(classes, self.label_smooth_eps)
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
         box = logits[where][:, :4], values[where][:, :4]
         loss_box = self._boxes(*box, decoder, positives, stride, input_size) / several

@@ -151,7 +151,8 @@ class YOLOPAN(Backbone):
         in_features: names of its maps, finest first, each of twice the stride of the one before.
         channels: of the levels, finest first (128, 256, 512 as published).
         top_block: what the coarsest map goes through; has ``out_channels``.
-        refine: what each level's final map goes through, finest first (attention, DropBlock).
+        refine: what each level's final map goes through, one module after the other (attention,
+            DropBlock); levels finest first.
         norm: see :func:`d2proj.layers.conv_norm_act`.
         activation: likewise.
     """
@@ -166,7 +167,7 @@ class YOLOPAN(Backbone):
         in_features: Sequence[str],
         channels: Sequence[int] = (128, 256, 512),
         top_block: YOLOv4Top | CSPTop,
-        refine: Sequence[nn.Module] | None = None,
+        refine: Sequence[Sequence[nn.Module]] | None = None,
         norm: Norm = "BN",
         activation: Act = "leaky",
     ) -> None:
@@ -199,7 +200,7 @@ class YOLOPAN(Backbone):
         for below, own, met in zip(channels, channels[1:], coming, strict=False):
             self.stride.append(conv(below, own, 3, stride=2))
             self.up_blocks.append(self.make_block(own + met, own, norm=norm, activation=activation))
-        self.refine = nn.ModuleList(refine or [nn.Identity() for _ in shapes])
+        self.refine = nn.ModuleList(nn.Sequential(*parts) for parts in refine or [()] * len(shapes))
         self._shapes = {
             f"p{int(math.log2(shape.stride))}": ShapeSpec(channels=own, stride=shape.stride)
             for shape, own in zip(shapes, channels, strict=True)
