@@ -8,5 +8,14 @@ from d2proj.modeling.backbones.resnet import (
     ResNet,
     resnet_stages,
 )
+from d2proj.modeling.backbones.yolov1 import YOLOv1Backbone
 
-__all__ = ["BasicBlock", "BasicStem", "BottleneckBlock", "ConvStem", "ResNet", "resnet_stages"]
+__all__ = [
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "ConvStem",
+    "ResNet",
+    "YOLOv1Backbone",
+    "resnet_stages",
+]
