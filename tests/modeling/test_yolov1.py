@@ -186,7 +186,7 @@ def test_small_one_learns_from_scratch():
     """A few images of one to three boxes each by heart, starting from random weights."""
     cfg = load_config(CONFIGS / "yolov1_tiny_scratch.py")
     cfg.model.num_classes = 2
-    cfg.model.backbone.stages = thin(cfg.model.backbone.stages[:-1]) + [[[16, 3, 1], [8, 1, 1]]]
+    cfg.model.backbone.stages = [*thin(cfg.model.backbone.stages[:-1]), [[16, 3, 1], [8, 1, 1]]]
     for stage in cfg.model.backbone.stages[:-1]:
         for spec in stage:
             spec[0] = max(8, spec[0])
