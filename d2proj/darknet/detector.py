@@ -10,8 +10,10 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from d2proj import ops
+from d2proj.darknet.cfg import Section
 from d2proj.darknet.network import BN_EPS, DarknetNetwork
 from d2proj.darknet.plan import Layer, Plan, plan_network
+from d2proj.darknet.trees import section_tree
 from d2proj.errors import InputError
 from d2proj.modeling.dense_heads.yolo import (
     Decoder,
@@ -20,10 +22,13 @@ from d2proj.modeling.dense_heads.yolo import (
     RegionDecoder,
     YOLODecoder,
 )
+from d2proj.modeling.dense_heads.yolo9000 import TreeDecoder
 from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
+from d2proj.modeling.losses.yolo9000 import TreeRegionLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
 from d2proj.modeling.postprocess import PerClassNMS
+from d2proj.modeling.word_tree import WordTree
 
 _MOST_CLASSES = 1 << 20
 _BOX_LOSSES = {
@@ -64,7 +69,7 @@ class DarknetDetector(YOLO):
 
     Args:
         cfg_file: the file.
-        num_classes: must be the file's; None takes it.
+        num_classes: must be the file's, or with a class tree its map's; None takes it.
         score_thresh, nms_thresh, max_detections: of the greedy NMS of each class.
         bn_eps: see :class:`DarknetNetwork`.
     """
@@ -81,8 +86,7 @@ class DarknetDetector(YOLO):
     ) -> None:
         plan = plan_network(_given(cfg_file))
         backbone = DarknetBackbone(plan, bn_eps=bn_eps)
-        decoders = [make_decoder(layer) for layer in plan.heads]
-        trainable = [layer for layer in plan.heads if layer.kind in _LOSSES]
+        decoders = [make_decoder(layer, num_classes) for layer in plan.heads]
         own = decoders[0].num_classes
         if num_classes is not None and num_classes != own:
             plan.heads[0].section.fail(
@@ -95,7 +99,13 @@ class DarknetDetector(YOLO):
             head=RawMaps(),
             head_in_features=[f"layer{layer.index}" for layer in plan.heads],
             decoders=decoders,
-            level_losses=[_LOSSES[layer.kind](layer) for layer in trainable],
+            level_losses=[
+                _tree_loss(layer, decoder.tree)
+                if isinstance(decoder, TreeDecoder)
+                else _LOSSES[layer.kind](layer)
+                for layer, decoder in zip(plan.heads, decoders, strict=True)
+                if layer.kind in _LOSSES
+            ],
             postprocess=PerClassNMS(
                 score_thresh=score_thresh,
                 nms_thresh=nms_thresh,
@@ -181,8 +191,13 @@ class DarknetResize(T.Augmentation):
         return T.ResizeTransform(height, width, new_h, new_w)
 
 
-def make_decoder(layer: Layer) -> Decoder:
-    """The decoder that a section of predictions describes."""
+def make_decoder(layer: Layer, num_classes: int | None = None) -> Decoder:
+    """The decoder that a section of predictions describes.
+
+    Args:
+        layer: the section's.
+        num_classes: of the data, which may be fewer than those of a class tree (``map=``).
+    """
     section = layer.section
     classes = section.integer("classes", 20, low=1, high=_MOST_CLASSES)
     if layer.kind == "detection":
@@ -194,7 +209,8 @@ def make_decoder(layer: Layer) -> Decoder:
         )
     if layer.kind == "region":
         if "tree" in section.options:
-            section.fail("a WordTree (tree=) is not supported", "tree")
+            tree = section_tree(section, classes, num_classes=num_classes)
+            return TreeDecoder(anchors=_anchors(layer), tree=tree)
         return RegionDecoder(
             anchors=_anchors(layer), num_classes=classes, softmax=section.flag("softmax")
         )
@@ -235,20 +251,33 @@ def _yolo_loss(layer: Layer) -> nn.Module:
 
 def _region_loss(layer: Layer) -> nn.Module:
     section = layer.section
-    for key in ("classfix", "focal_loss", "map"):
-        if section.text(key, "0") != "0":
-            section.fail(f"{key} is not supported", key)
+    if section.text("map", "0") != "0":
+        section.fail("map is not supported without tree", "map")
     return RegionLoss(
         num_classes=section.integer("classes", 20, low=1, high=_MOST_CLASSES),
-        object_scale=section.number("object_scale", 1.0),
-        noobject_scale=section.number("noobject_scale", 1.0),
-        class_scale=section.number("class_scale", 1.0),
-        coord_scale=section.number("coord_scale", 1.0),
-        thresh=section.number("thresh", 0.5),
-        rescore=section.flag("rescore"),
-        bias_match=section.flag("bias_match"),
         softmax=section.flag("softmax"),
+        **_region_options(section),
     )
+
+
+def _tree_loss(layer: Layer, tree: WordTree) -> nn.Module:
+    # darknet lets a mere label's objectness alone.
+    return TreeRegionLoss(tree=tree, assumed_iou=0.0, **_region_options(layer.section))
+
+
+def _region_options(section: Section) -> dict[str, Any]:
+    for key in ("classfix", "focal_loss"):
+        if section.text(key, "0") != "0":
+            section.fail(f"{key} is not supported", key)
+    return {
+        "object_scale": section.number("object_scale", 1.0),
+        "noobject_scale": section.number("noobject_scale", 1.0),
+        "class_scale": section.number("class_scale", 1.0),
+        "coord_scale": section.number("coord_scale", 1.0),
+        "thresh": section.number("thresh", 0.5),
+        "rescore": section.flag("rescore"),
+        "bias_match": section.flag("bias_match"),
+    }
 
 
 def _detection_loss(layer: Layer) -> nn.Module:
