@@ -10,8 +10,10 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from d2proj.darknet.cfg import Section
 from d2proj.darknet.network import BN_EPS, DarknetNetwork
 from d2proj.darknet.plan import Layer, Plan, classes_of, plan_network
+from d2proj.darknet.trees import section_tree
 from d2proj.errors import InputError
 from d2proj.modeling.dense_heads.yolo import (
     Decoder,
@@ -20,12 +22,15 @@ from d2proj.modeling.dense_heads.yolo import (
     RegionDecoder,
     YOLODecoder,
 )
+from d2proj.modeling.dense_heads.yolo9000 import TreeDecoder
 from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
 from d2proj.modeling.losses.gaussian_yolo import GaussianYOLOLoss
 from d2proj.modeling.losses.region import DetectionLoss, RegionLoss
 from d2proj.modeling.losses.yolo import YOLOLoss
+from d2proj.modeling.losses.yolo9000 import TreeRegionLoss
 from d2proj.modeling.meta_arch import YOLO, RawMaps, register
 from d2proj.modeling.postprocess import PerClassDIoUNMS, PerClassNMS
+from d2proj.modeling.word_tree import WordTree
 
 _BOX_LOSSES = ("mse", "iou", "giou", "diou", "ciou")
 # The exponent that darknet's box_diou has, which its greedynms is decided by, whatever beta_nms.
@@ -60,7 +65,7 @@ class DarknetDetector(YOLO):
 
     Args:
         cfg_file: the file.
-        num_classes: must be the file's; None takes it.
+        num_classes: must be the file's, or with a class tree its map's; None takes it.
         score_thresh, nms_thresh, max_detections: of the greedy NMS of each class.
         nms_kind: ``default``: by the IoU, whatever the file says; ``greedynms`` and ``diounms``: by
             darknet's IoU - (d^2 / c^2)^0.6, or with the file's ``beta_nms``; ``cfg``: the file's.
@@ -79,7 +84,9 @@ class DarknetDetector(YOLO):
         bn_eps: float = BN_EPS,
     ) -> None:
         plan = plan_network(_given(cfg_file))
-        own = plan.num_classes
+        classes = plan.num_classes
+        decoders = [make_decoder(layer, num_classes) for layer in plan.heads]
+        own = decoders[0].num_classes
         if num_classes is not None and num_classes != own:
             plan.heads[0].section.fail(
                 f"the file is for {own} classes, the data has {num_classes} (change classes= and "
@@ -87,9 +94,8 @@ class DarknetDetector(YOLO):
                 "classes",
             )
         for layer in plan.heads:
-            if classes_of(layer) != own:
-                layer.section.fail(f"the layers before it predict {own} classes", "classes")
-        decoders = [make_decoder(layer) for layer in plan.heads]
+            if classes_of(layer) != classes:
+                layer.section.fail(f"the layers before it predict {classes} classes", "classes")
         postprocess = make_nms(
             plan.heads[-1],
             nms_kind,
@@ -102,7 +108,12 @@ class DarknetDetector(YOLO):
         untrainable = None
         losses: list[nn.Module] = []
         try:
-            losses = [_LOSSES[layer.kind](layer) for layer in plan.heads]
+            losses = [
+                _tree_loss(layer, decoder.tree)
+                if isinstance(decoder, TreeDecoder)
+                else _LOSSES[layer.kind](layer)
+                for layer, decoder in zip(plan.heads, decoders, strict=True)
+            ]
         except InputError as error:
             untrainable = str(error)
         super().__init__(
@@ -212,8 +223,13 @@ def make_nms(layer: Layer, kind: str, **options: Any) -> PerClassNMS:
     return PerClassNMS(**options)  # what cornersnms comes to, too
 
 
-def make_decoder(layer: Layer) -> Decoder:
-    """The decoder that a section of predictions describes."""
+def make_decoder(layer: Layer, num_classes: int | None = None) -> Decoder:
+    """The decoder that a section of predictions describes.
+
+    Args:
+        layer: the section's.
+        num_classes: of the data, which may be fewer than those of a class tree (``map=``).
+    """
     section = layer.section
     classes = classes_of(layer)
     if layer.kind == "detection":
@@ -227,7 +243,8 @@ def make_decoder(layer: Layer) -> Decoder:
         )
     if layer.kind == "region":
         if "tree" in section.options:
-            section.fail("a WordTree (tree=) is not supported", "tree")
+            tree = section_tree(section, classes, num_classes=num_classes)
+            return TreeDecoder(anchors=_anchors(layer), tree=tree)
         return RegionDecoder(
             anchors=_anchors(layer), num_classes=classes, softmax=section.flag("softmax")
         )
@@ -289,20 +306,33 @@ def _gaussian_yolo_loss(layer: Layer) -> nn.Module:
 
 def _region_loss(layer: Layer) -> nn.Module:
     section = layer.section
-    for key in ("classfix", "focal_loss", "map"):
-        if section.text(key, "0") != "0":
-            section.fail(f"{key} is not supported", key)
+    if section.text("map", "0") != "0":
+        section.fail("map is not supported without tree", "map")
     return RegionLoss(
         num_classes=classes_of(layer),
-        object_scale=section.number("object_scale", 1.0),
-        noobject_scale=section.number("noobject_scale", 1.0),
-        class_scale=section.number("class_scale", 1.0),
-        coord_scale=section.number("coord_scale", 1.0),
-        thresh=section.number("thresh", 0.5),
-        rescore=section.flag("rescore"),
-        bias_match=section.flag("bias_match"),
         softmax=section.flag("softmax"),
+        **_region_options(section),
     )
+
+
+def _tree_loss(layer: Layer, tree: WordTree) -> nn.Module:
+    # darknet lets a mere label's objectness alone.
+    return TreeRegionLoss(tree=tree, assumed_iou=0.0, **_region_options(layer.section))
+
+
+def _region_options(section: Section) -> dict[str, Any]:
+    for key in ("classfix", "focal_loss"):
+        if section.text(key, "0") != "0":
+            section.fail(f"{key} is not supported", key)
+    return {
+        "object_scale": section.number("object_scale", 1.0),
+        "noobject_scale": section.number("noobject_scale", 1.0),
+        "class_scale": section.number("class_scale", 1.0),
+        "coord_scale": section.number("coord_scale", 1.0),
+        "thresh": section.number("thresh", 0.5),
+        "rescore": section.flag("rescore"),
+        "bias_match": section.flag("bias_match"),
+    }
 
 
 def _detection_loss(layer: Layer) -> nn.Module:

@@ -28,6 +28,7 @@ from d2proj.modeling.backbones.resnet import (
     ResNet,
     resnet_stages,
 )
+from d2proj.modeling.backbones.yolov1 import YOLOv1Backbone
 
 __all__ = [
     "CSPStage",
@@ -47,6 +48,7 @@ __all__ = [
     "DarknetResidual",
     "ResNet",
     "SameMaxPool2d",
+    "YOLOv1Backbone",
     "convolutions",
     "darknet19_stages",
     "darknet53_stages",

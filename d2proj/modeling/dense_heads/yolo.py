@@ -200,12 +200,23 @@ class RegionDecoder(_AnchorDecoder):
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
-        stride = _strides(raw, image_size)
-        center = (values[:, :2].sigmoid() + cell) * stride
-        boxes = _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
+        boxes = self._boxes(values, anchor, cell, raw, image_size)
         classes = values[:, 5:].softmax(1) if self.softmax else values[:, 5:]
         rows, scores, kinds = _select(values[:, 4].sigmoid(), classes, score_thresh)
         return boxes[rows], scores, kinds
+
+    def _boxes(
+        self,
+        values: Tensor,
+        anchor: Tensor,
+        cell: Tensor,
+        raw: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """(M, 4) corners in pixels of what :meth:`_candidate_cells` gave."""
+        stride = _strides(raw, image_size)
+        center = (values[:, :2].sigmoid() + cell) * stride
+        return _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
 
     def grid_boxes(self, values: Tensor, stride: Tensor) -> Tensor:
         """(N, A, H, W, 4) of tx, ty, tw, th to corners in pixels, at every cell."""
