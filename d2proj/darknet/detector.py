@@ -32,6 +32,7 @@ from d2proj.modeling.meta_arch import YOLO, RawMaps, register
 from d2proj.modeling.postprocess import PerClassDIoUNMS, PerClassNMS
 from d2proj.modeling.word_tree import WordTree
 
+_CHANNELS = 3
 _BOX_LOSSES = ("mse", "iou", "giou", "diou", "ciou")
 # The exponent that darknet's box_diou has, which its greedynms is decided by, whatever beta_nms.
 _GREEDY_BETA = 0.6
@@ -85,6 +86,8 @@ class DarknetDetector(YOLO):
     ) -> None:
         plan = plan_network(_given(cfg_file))
         classes = plan.num_classes
+        if plan.input[0] != _CHANNELS:
+            plan.net.fail(f"pictures have {_CHANNELS} channels, got {plan.input[0]}", "channels")
         decoders = [make_decoder(layer, num_classes) for layer in plan.heads]
         own = decoders[0].num_classes
         if num_classes is not None and num_classes != own:
@@ -124,8 +127,8 @@ class DarknetDetector(YOLO):
             level_losses=losses,
             postprocess=postprocess,
             num_classes=own,
-            pixel_mean=[0.0] * plan.input[0],
-            pixel_std=[255.0] * plan.input[0],
+            pixel_mean=[0.0] * _CHANNELS,
+            pixel_std=[255.0] * _CHANNELS,
             input_format="RGB",
         )
         self.plan = plan
@@ -251,6 +254,8 @@ def make_decoder(layer: Layer, num_classes: int | None = None) -> Decoder:
     own = [_anchors(layer)[i] for i in _mask(layer)]
     scale = section.number("scale_x_y", 1.0)
     if layer.kind == "Gaussian_yolo":
+        if section.text("yolo_point", "center") in ("left_top", "right_bottom"):
+            section.fail("a yolo_point but center is not supported", "yolo_point")
         return GaussianYOLODecoder(anchors=own, num_classes=classes, scale_x_y=scale)
     return YOLODecoder(
         anchors=own,

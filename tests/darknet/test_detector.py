@@ -273,6 +273,11 @@ def test_gaussian_yolo_of_a_cfg_trains(tmp_path) -> None:
         assert parameter.grad.any(), name
 
 
+def test_other_points_of_boxes_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"line 19.*a yolo_point but center is not supported"):
+        small(tmp_path, "Gaussian_yolo", 2 * 12, "yolo_point=left_top")
+
+
 @pytest.mark.parametrize(
     "option", ["focal_loss=1", "truth_thresh=.7", "counters_per_class=1,2,3", "map=x.map"]
 )
@@ -282,6 +287,14 @@ def test_what_cannot_be_trained_can_be_evaluated(tmp_path, option: str) -> None:
     with pytest.raises(InputError, match=message):
         model(sample())
     assert len(model.eval()(sample())) == 2
+
+
+def test_pictures_have_three_channels(tmp_path) -> None:
+    cfg = tmp_path / "grey.cfg"
+    text = SMALL.format(kind="yolo", filters=16, option="")
+    cfg.write_text(text.replace("[net]", "[net]\nchannels=1"))
+    with pytest.raises(InputError, match=r"line 2, \[net\]: pictures have 3 channels, got 1"):
+        DarknetDetector(cfg_file=cfg)
 
 
 def test_all_levels_predict_the_same_classes(tmp_path) -> None:
