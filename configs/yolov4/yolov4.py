@@ -10,6 +10,9 @@ from ..common.optim import darknet as optimizer
 from ..common.schedule import darknet as schedule
 from ..common.train import train
 
+data.train_augmentations[1].shape = [896, 896]
+data.batch_augmentations[0].min_size = 480  # 608 / 1.4 to 608 * 1.4, and up (random=1)
+data.batch_augmentations[0].max_size = 896
 data.val_augmentations[0].shape = [608, 608]
 
 optimizer.lr = 1.3e-3

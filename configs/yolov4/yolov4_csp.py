@@ -1,4 +1,7 @@
-"""YOLOv4-CSP: COCO, the schedule of yolov4-csp.cfg (512 pixels; it was trained from scratch)."""
+"""YOLOv4-CSP: COCO, the schedule of yolov4-csp.cfg (512 pixels).
+
+Start from ImageNet weights: train.init_checkpoint=yolov4-csp.conv.142.
+"""
 
 from ..common.darknet_data import data, dataset
 from ..common.eval import eval

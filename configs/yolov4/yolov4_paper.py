@@ -1,8 +1,7 @@
 """YOLOv4 with everything that the paper lists (section 3.4), COCO, 512 pixels.
 
 Mosaic, CutMix and self-adversarial training are augmentations and not in this file.
-Start from ImageNet weights of CSPDarknet53: its blocks have weighted shortcuts here, which no
-darknet file has.
+Start from a checkpoint of yolov4.py: names are the same, and what is this file's own starts anew.
 """
 
 from ..common.darknet_data import data, dataset
@@ -12,7 +11,6 @@ from ..common.optim import darknet as optimizer
 from ..common.schedule import cosine as schedule
 from ..common.train import train
 
-data.train_augmentations[1].shape = [608, 608]
 data.val_augmentations[0].shape = [512, 512]
 
 optimizer.lr = 2.61e-3

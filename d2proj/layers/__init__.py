@@ -3,6 +3,7 @@
 from d2proj.layers.activation import get_activation
 from d2proj.layers.attention import CBAM, PointwiseSAM, SqueezeExcitation
 from d2proj.layers.conv import Conv2d, conv_norm_act
+from d2proj.layers.cross_iteration import CBNConv2d
 from d2proj.layers.dropblock import DropBlock
 from d2proj.layers.filter_response import FRN, TLU
 from d2proj.layers.local import LocallyConnected2d
@@ -19,6 +20,7 @@ __all__ = [
     "RFB",
     "SPP",
     "TLU",
+    "CBNConv2d",
     "CmBN",
     "Conv2d",
     "DropBlock",

@@ -14,14 +14,19 @@ from d2proj.modeling.postprocess import PerClassDIoUNMS
 model = L(YOLO)(
     backbone=L(YOLOPAN)(
         bottom_up=L(Darknet)(
-            stages=L(csp_darknet53_stages)(norm="BN", activation="mish"),
+            stages=L(csp_darknet53_stages)(
+                width=32, blocks=[1, 2, 8, 8, 4], norm="BN", activation="mish"
+            ),
             out_features="${..in_features}",
             freeze_at=0,
         ),
         in_features=["c3", "c4", "c5"],
         channels=[128, 256, 512],
         top_block=L(YOLOv4Top)(
-            in_channels=1024, channels=512, norm="${..norm}", activation="${..activation}"
+            in_channels=1024,
+            channels="${..channels[2]}",
+            norm="${..norm}",
+            activation="${..activation}",
         ),
         refine=None,
         norm="BN",

@@ -14,10 +14,14 @@ dropblock = L(DropBlock)(drop_prob=0.1, block_size=7, ramp=0.85)
 model.backbone.norm = "CmBN"
 model.backbone.activation = "mish"
 model.backbone.bottom_up.stages = L(miwrc_csp_darknet53_stages)(
-    regularizers=[dropblock, dropblock], norm="BN", activation="mish"
+    width=32,
+    blocks=[1, 2, 8, 8, 4],
+    regularizers=[None, None, None, dropblock, dropblock],
+    norm="BN",
+    activation="mish",
 )
 model.backbone.refine = [
-    [L(PointwiseSAM)(channels=channels, norm="CmBN"), dropblock] for channels in (128, 256, 512)
+    [L(PointwiseSAM)(channels=f"${{....channels[{i}]}}", norm="CmBN"), dropblock] for i in range(3)
 ]
 for loss in model.level_losses:
     loss.label_smooth_eps = 0.1

@@ -24,6 +24,11 @@ Norm = str | NormFactory | None
 Act = str | Activation | None
 
 
+def stored_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers inside a module that darknet stores, in the order in which they were made."""
+    return (m for m in module.modules() if isinstance(m, Conv2d | WeightedSum))
+
+
 class WeightedResidual(DarknetResidual):
     """A residual block whose two addends have learned weights.
 
@@ -60,6 +65,7 @@ class CSPStage(nn.Module):
         branch_channels: of each of the two paths.
         hidden_channels: inside the blocks.
         residual: makes a block of ``(channels, hidden_channels)``.
+        regularizer: what the output goes through (DropBlock).
         norm: see :func:`d2proj.layers.conv_norm_act`.
         activation: likewise.
     """
@@ -73,6 +79,7 @@ class CSPStage(nn.Module):
         branch_channels: int,
         hidden_channels: int,
         residual: Callable[..., nn.Module] = DarknetResidual,
+        regularizer: nn.Module | None = None,
         norm: Norm = "BN",
         activation: Act = "mish",
     ) -> None:
@@ -95,6 +102,7 @@ class CSPStage(nn.Module):
         )
         self.leave = conv(branch_channels, branch_channels, 1)
         self.join = conv(2 * branch_channels, out_channels, 1)
+        self.regularizer = regularizer
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H/2, W/2)."""
@@ -105,7 +113,8 @@ class CSPStage(nn.Module):
         x = self.down(x)
         before = self.blocks[:-1](self.enter(x))
         through = self.leave(self.blocks[-1](before))
-        return self.join(torch.cat([through, self.bypass(x)], dim=1)), before
+        x = self.join(torch.cat([through, self.bypass(x)], dim=1))
+        return x if self.regularizer is None else self.regularizer(x), before
 
 
 def csp_darknet53_stages(
@@ -114,6 +123,7 @@ def csp_darknet53_stages(
     width: int = 32,
     blocks: Sequence[int] = (1, 2, 8, 8, 4),
     residual: Callable[..., nn.Module] = DarknetResidual,
+    regularizers: Sequence[nn.Module | None] = (None, None, None, None, None),
     norm: Norm = "BN",
     activation: Act = "mish",
 ) -> list[nn.Module]:
@@ -124,12 +134,13 @@ def csp_darknet53_stages(
         width: channels of ``c0``; doubled at each later stage.
         blocks: residual blocks of ``c1``, ``c2``, ...
         residual: see :class:`CSPStage`.
+        regularizers: of ``c1``, ``c2``, ...; see :class:`CSPStage`.
         norm: see :func:`d2proj.layers.conv_norm_act`.
         activation: likewise.
     """
     stem = conv_norm_act(in_channels, width, 3, norm=norm, activation=activation)
     stages: list[nn.Module] = [stem]
-    for i, count in enumerate(blocks):
+    for i, (count, regularizer) in enumerate(zip(blocks, regularizers, strict=True)):
         stages.append(
             CSPStage(
                 in_channels=width,
@@ -138,6 +149,7 @@ def csp_darknet53_stages(
                 branch_channels=width if i else 2 * width,
                 hidden_channels=width,
                 residual=residual,
+                regularizer=regularizer,
                 norm=norm,
                 activation=activation,
             )
@@ -146,22 +158,13 @@ def csp_darknet53_stages(
     return stages
 
 
-def miwrc_csp_darknet53_stages(
-    *, regularizers: Sequence[nn.Module | None] = (), **options: Any
-) -> list[nn.Module]:
+def miwrc_csp_darknet53_stages(**options: Any) -> list[nn.Module]:
     """:func:`csp_darknet53_stages` of :class:`WeightedResidual` blocks, as the YOLOv4 paper has it.
 
     Args:
-        regularizers: what the maps of the last stages go through (DropBlock), coarsest last; None
-            for nothing.
         **options: see :func:`csp_darknet53_stages`.
     """
-    stages = csp_darknet53_stages(residual=WeightedResidual, **options)
-    first = len(stages) - len(regularizers)
-    for i, regularizer in enumerate(regularizers, start=first):
-        if regularizer is not None:
-            stages[i] = nn.Sequential(stages[i], regularizer)
-    return stages
+    return csp_darknet53_stages(residual=WeightedResidual, **options)
 
 
 def yolov4_csp_stages(

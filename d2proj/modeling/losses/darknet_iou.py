@@ -28,11 +28,12 @@ class DarknetIoULoss(nn.Module):
     It is that by the box's centre and size in shares of the image, taken for the one by x, y, w, h
     of the network (times exp(w), exp(h), where those are exponents): the derivatives of the
     sigmoid, of the cell's and of the anchor's size are left out. Besides, what width and height
-    have from IoU and GIoU counts twice, and the derivative of CIoU's aspect term lacks 1 / (w² +
-    h²). Entries are clipped, and zero where they are not finite.
+    have from IoU and GIoU counts twice, the derivative of the enclosing box's diagonal by the
+    centre has the other sign, and that of CIoU's aspect term lacks 1 / (w² + h²). Entries are
+    clipped, and zero where they are not finite.
 
     Where boxes do not overlap, darknet's IoU and GIoU have a gradient from an intersection of
-    negative sides; here the intersection is empty.
+    negative sides, and its CIoU a weight of the aspect term; here the intersection is empty.
 
     Args:
         kind: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
@@ -84,18 +85,30 @@ class DarknetIoULoss(nn.Module):
             leaf = torch.cat([center, size], dim=1).requires_grad_()
             half = leaf[:, 2:] / 2
             corners = torch.cat([leaf[:, :2] - half, leaf[:, :2] + half], dim=1)
-            loss = _LOSSES[self.kind](corners, truth)
-            iou_loss = ops.iou_loss(corners, truth)
-            own = loss if self.kind != "ciou" else ops.distance_box_iou_loss(corners, truth)
-            (gradient,) = torch.autograd.grad(own.sum(), leaf, retain_graph=True)
-            (of_iou,) = torch.autograd.grad(iou_loss.sum(), leaf)
-        again = gradient if self.kind == "giou" else of_iou
-        gradient = torch.cat([gradient[:, :2], gradient[:, 2:] + again[:, 2:]], dim=1) * _FRAME
+            overlap = ops.generalized_box_iou_loss if self.kind == "giou" else ops.iou_loss
+            iou_loss = overlap(corners, truth)
+            (of_iou,) = torch.autograd.grad(iou_loss.sum(), leaf, retain_graph=True)
+            gradient = of_iou * of_iou.new_tensor([1.0, 1.0, 2.0, 2.0])
+            if self.kind in ("diou", "ciou"):
+                gradient = gradient + _distance_gradient(leaf, corners, truth)
+        gradient = gradient * _FRAME
         if self.kind == "ciou":
             turn, share = _aspect(size, truth[:, 2:] - truth[:, :2], iou_loss.detach())
             toward = torch.stack([-size[:, 1], size[:, 0]], dim=1) / _FRAME
             gradient[:, 2:] += (share * 8 / math.pi**2 * turn)[:, None] * toward
-        return loss.detach(), gradient
+        return _LOSSES[self.kind](corners.detach(), truth), gradient
+
+
+def _distance_gradient(leaf: Tensor, corners: Tensor, truth: Tensor) -> Tensor:
+    """(M, 4) of d² / c², with darknet's sign of the derivative of c² by the centre."""
+    distance = (leaf[:, :2] - (truth[:, :2] + truth[:, 2:]) / 2).square().sum(1)
+    hull = corners[:, 2:].maximum(truth[:, 2:]) - corners[:, :2].minimum(truth[:, :2])
+    diagonal = hull.square().sum(1)
+    (by_distance,) = torch.autograd.grad(
+        (distance / diagonal.detach()).sum(), leaf, retain_graph=True
+    )
+    (by_diagonal,) = torch.autograd.grad((distance.detach() / diagonal).sum(), leaf)
+    return by_distance + by_diagonal * leaf.new_tensor([-1.0, -1.0, 1.0, 1.0])
 
 
 def _aspect(size: Tensor, truth: Tensor, iou_loss: Tensor) -> tuple[Tensor, Tensor]:

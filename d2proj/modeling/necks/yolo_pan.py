@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from d2proj.layers import SPP, Conv2d, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
-from d2proj.modeling.backbones.darknet import convolutions
+from d2proj.modeling.backbones.csp_darknet import stored_layers
 from d2proj.modeling.necks.yolo import SPPTop, alternating
 
 Norm = str | NormFactory | None
@@ -236,23 +236,23 @@ class YOLOPAN(Backbone):
         return dict(self._shapes)
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, those of the heads among them.
+        """The layers with weights in the order of darknet's files, those of the heads among them.
 
         Args:
             heads: one for each level, finest first.
         """
-        yield from convolutions(self.bottom_up)
-        yield from convolutions(self.top_block)
+        yield from stored_layers(self.bottom_up)
+        yield from stored_layers(self.top_block)
         for down in zip(self.reduce, self.lateral, self.down_blocks, strict=True):
             for part in down:
-                yield from convolutions(part)
+                yield from stored_layers(part)
         of_level = list(heads) or [nn.Identity() for _ in self.refine]
-        yield from convolutions(self.refine[0])
-        yield from convolutions(of_level[0])
+        yield from stored_layers(self.refine[0])
+        yield from stored_layers(of_level[0])
         rest = zip(self.stride, self.up_blocks, self.refine[1:], of_level[1:], strict=True)
         for up in rest:
             for part in up:
-                yield from convolutions(part)
+                yield from stored_layers(part)
 
 
 class CSPPAN(YOLOPAN):
