@@ -16,6 +16,8 @@ model.num_classes = None  # as many as the data has
 model.backbone.stages = L(darknet_tiny_stages)(width=8)
 model.head.in_channels = [512]
 model.head.conv_dims = [256]
+model.head.prior_prob = 0.01
+model.level_losses[0].warmup_images = 0  # published: 12 800, more than such a run sees
 
 data.image_format = "RGB"
 data.aspect_ratio_grouping = False

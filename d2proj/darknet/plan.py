@@ -345,9 +345,8 @@ def _same(section: Section, context: _Context) -> Layer:
 
 
 def _softmax(section: Section, context: _Context) -> Layer:
-    for key in ("tree", "spatial"):
-        if section.text(key, "0") != "0":
-            section.fail(f"{key} is not supported", key)
+    if section.number("spatial", 0.0):
+        section.fail("spatial is not supported", "spatial")
     groups = section.integer("groups", 1, low=1, high=_MOST_CHANNELS)
     inputs = math.prod(context.shape(context.previous()))
     if inputs % groups:

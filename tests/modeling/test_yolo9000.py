@@ -461,7 +461,7 @@ def test_tiny_learns_a_tree_from_boxes_and_labels(tmp_path):
         total.backward()
         optimizer.step()
         losses.append(total.item())
-    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
     model.eval()
     kinds, overlaps = [], []
     for kind in (1, 2, 3) * 4:
@@ -478,3 +478,26 @@ def iou(a: torch.Tensor, b: torch.Tensor) -> float:
     low, high = torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])
     inter = (high - low).clamp(min=0).prod()
     return float(inter / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inter))
+
+
+def test_half_precision_and_empty_batches(files):
+    """bf16, images without anything, labels alone: finite losses and gradients."""
+    overrides = [f"model.tree.path={files / 'data' / 'x.tree'}", "model.num_classes=8"]
+    cfg = load_config(ROOT / "configs" / "yolo9000" / "yolo9000_tiny.py", overrides)
+    cfg.model.backbone.stages.width = 2
+    cfg.model.head.in_channels = [128]
+    cfg.model.head.conv_dims = [32]
+    model = build(cfg, "model")
+    image = torch.rand(3, 64, 96) * 255
+    for truths in ([], [truth([], [])] * 2, [truth([[0, 0, 96, 64]], [6], [False])] * 2):
+        batch = [{"image": image, "instances": t} for t in truths or [truth([[3, 3, 40, 60]], [5])]]
+        model.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(batch)
+        total = sum(losses.values())
+        assert total.isfinite()
+        total.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = model.eval()(batch)[0]["instances"]
+        assert found.scores.dtype == torch.float32

@@ -38,6 +38,7 @@ model = L(YOLO9000)(
             coord_scale=1.0,
             thresh=0.6,
             rescore=True,
+            warmup_images=12_800,
             assumed_iou=0.3,
         )
     ],
