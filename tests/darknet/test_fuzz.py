@@ -2,6 +2,8 @@
 
 import pytest
 
+from d2proj.darknet import plan_network
+from d2proj.errors import InputError
 from tests.darknet import fuzz
 
 
@@ -23,3 +25,11 @@ def test_damaged_files_build_or_are_refused_in_a_sentence(texts, tmp_path) -> No
     refused = [fuzz.attempt(seed, texts, tmp_path) for seed in range(240)]
     assert 60 < sum(refused) < 200
     assert refused[:40] == [fuzz.attempt(seed, texts, tmp_path) for seed in range(40)]
+
+
+def test_values_of_any_length_make_short_errors() -> None:
+    """Seed 7105 of the first run: twenty thousand anchors named, all of them in the error."""
+    text = fuzz.SMALL.replace("mask=0,1", "mask=" + ",".join(["-1"] * 20_000))
+    with pytest.raises(InputError, match="mask must name anchors from 0 to 2") as caught:
+        plan_network(text)
+    assert len(str(caught.value)) < 600

@@ -285,3 +285,12 @@ def test_gradients_are_finite(kind: str, dtype: torch.dtype) -> None:
     losses = loss(zero, decoder, [instances], (SIDE, SIDE))
     (gradient,) = torch.autograd.grad(sum(losses.values()), zero)
     assert gradient.isfinite().all()
+    # As for new_coords: deviations from -0.5 to 1.5.
+    decoder = GaussianYOLODecoder(anchors=ANCHORS, num_classes=CLASSES, scale_x_y=2.0)
+    raw = (
+        torch.randn(1, 5 * (9 + CLASSES), CELLS, CELLS, generator=generator) * 4
+    ).requires_grad_()
+    losses = loss(raw, decoder, [instances], (SIDE, SIDE))
+    assert all(x.isfinite() for x in losses.values())
+    (gradient,) = torch.autograd.grad(sum(losses.values()), raw)
+    assert gradient.isfinite().all()

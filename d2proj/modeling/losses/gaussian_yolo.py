@@ -150,8 +150,10 @@ def _unit_slope(value: Tensor, logits: Tensor) -> Tensor:
 
 def _likelihood(target: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Minus the logarithm of the density (plus epsilon), of each coordinate."""
-    # scale_x_y can bring a deviation down to zero and below; its sign does not matter to z squared.
+    # scale_x_y can bring a deviation down to zero and below; its sign does not matter to z squared,
+    # and published values keep the other denominator positive.
     sigma = torch.where(sigma.abs() < _SMALLEST_SIGMA, _SMALLEST_SIGMA, sigma)
     z = ((target - mu) / sigma).clamp(-_FAR, _FAR)
-    density = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * (sigma + _SIGMA))
+    width = (sigma + _SIGMA).clamp(min=_SMALLEST_SIGMA)
+    density = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * width)
     return -(density + _EPSILON).log()
