@@ -29,6 +29,7 @@ from d2proj.modeling.backbones.resnet import (
     resnet_stages,
 )
 from d2proj.modeling.backbones.vgg import VGG
+from d2proj.modeling.backbones.yolov1 import YOLOv1Backbone
 
 __all__ = [
     "BasicBlock",
@@ -46,6 +47,7 @@ __all__ = [
     "TinyCSPDarknet",
     "VGG",
     "WeightedResidual",
+    "YOLOv1Backbone",
     "convolutions",
     "csp_darknet53_stages",
     "darknet19_stages",

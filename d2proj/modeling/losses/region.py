@@ -134,11 +134,7 @@ class RegionLoss(nn.Module):
             flat = (where[1] * height + where[2]) * width + where[3]
             target[where] = overlap[flat, row] if self.rescore else 1.0
             logits, kinds = values[where][:, 5:], truth.gt_classes[row]
-            if self.softmax:
-                loss_cls = loss_cls + F.cross_entropy(logits, kinds, reduction="sum")
-            else:
-                wanted = F.one_hot(kinds, self.num_classes).to(values)
-                loss_cls = loss_cls + (logits - wanted).square().sum() / 2
+            loss_cls = loss_cls + self.class_loss(logits, kinds)
         predicted = torch.cat([values[..., :2].sigmoid(), values[..., 2:4]], -1)
         errors = (predicted - coord).square().sum(-1)
         if self.training:
@@ -148,6 +144,13 @@ class RegionLoss(nn.Module):
             "loss_obj": (weight * (objectness - target).square()).sum() / 2 / count,
             "loss_cls": loss_cls * self.class_scale / count,
         }
+
+    def class_loss(self, logits: Tensor, kinds: Tensor) -> Tensor:
+        """Summed over the rows of (M, C) class values and (M,) labels."""
+        if self.softmax:
+            return F.cross_entropy(logits, kinds, reduction="sum")
+        wanted = F.one_hot(kinds, self.num_classes).to(logits)
+        return (logits - wanted).square().sum() / 2
 
 
 class DetectionLoss(nn.Module):

@@ -121,20 +121,15 @@ class YOLOLoss(nn.Module):
         logits = torch.logit(values, eps=1e-7) if decoder.new_coords else values
         stride = logits.new_tensor([input_size[1] / width, input_size[0] / height])
         positives = self._assign(gt_instances, stride, (height, width))
-        target, weight = self._objectness(logits, decoder, gt_instances, stride)
+        target, weight, _ = self._objectness(logits, decoder, gt_instances, stride)
         where = (positives.image, positives.anchor, positives.y, positives.x)
         if not self.objectness_smooth:
             target[where] = 1.0
             weight[where] = 1.0
-        error = _squared if decoder.new_coords else _cross_entropy
+        error = _squared if decoder.new_coords else cross_entropy
         loss_obj = (error(values[..., 4], target) * weight).sum() * self.obj_normalizer
 
-        flat = where[0]
-        for index, size in zip(where[1:], values.shape[1:4], strict=True):
-            flat = flat * size + index
-        cells, of_pair = flat.unique(return_inverse=True)
-        classes = values.new_zeros(len(cells), self.num_classes)
-        classes[of_pair, positives.classes] = 1.0
+        cells, of_pair, classes = self._classes(where, positives.classes, target)
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
         smooth = smooth_labels(classes, self.label_smooth_eps)
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
@@ -145,6 +140,24 @@ class YOLOLoss(nn.Module):
             "loss_obj": loss_obj / count,
             "loss_cls": loss_cls / count,
         }
+
+    def _classes(
+        self, where: tuple[Tensor, ...], kinds: Tensor, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The cells that have truths, the cell of each pair, and (cells, C) which classes.
+
+        Args:
+            where: of the pairs, in a map (N, A, H, W).
+            kinds: class of each pair.
+            like: such a map; cells are numbered as in it.
+        """
+        flat = where[0]
+        for index, size in zip(where[1:], like.shape[1:], strict=True):
+            flat = flat * size + index
+        cells, of_pair = flat.unique(return_inverse=True)
+        classes = like.new_zeros(len(cells), self.num_classes)
+        classes[of_pair, kinds] = 1.0
+        return cells, of_pair, classes
 
     @torch.no_grad()
     def _assign(
@@ -178,8 +191,12 @@ class YOLOLoss(nn.Module):
         decoder: YOLODecoder,
         gt_instances: Sequence[Instances],
         stride: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Targets and weights (N, A, H, W) before any truth is assigned."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets and weights (N, A, H, W) before any truth is assigned.
+
+        The third map has the truth (its number in the image) that a prediction overlaps by more
+        than ``ignore_thresh``, -1 where there is none.
+        """
         height, width = logits.shape[2:4]
         rows, columns = torch.meshgrid(
             torch.arange(height, device=logits.device),
@@ -191,18 +208,20 @@ class YOLOLoss(nn.Module):
         sure = (logits[..., 5:].sigmoid() > _CLASS_MATCH).any(-1)
         target = torch.zeros_like(logits[..., 4])
         weight = torch.ones_like(target)
+        overlapped = torch.full_like(target, -1, dtype=torch.int64)
         for i, truth in enumerate(gt_instances):
             gt = truth.gt_boxes.tensor
             if not len(gt):
                 continue
             candidates = sure[i].nonzero()
-            best = pairwise_iou(boxes[i][tuple(candidates.T)], gt).amax(1)
+            best, which = pairwise_iou(boxes[i][tuple(candidates.T)], gt).max(1)
             found = candidates[best > self.ignore_thresh]
+            overlapped[i][tuple(found.T)] = which[best > self.ignore_thresh]
             if self.objectness_smooth:
                 target[i][tuple(found.T)] = best[best > self.ignore_thresh]
             else:
                 weight[i][tuple(found.T)] = 0.0
-        return target, weight
+        return target, weight, overlapped
 
     def _boxes(
         self,
@@ -242,7 +261,8 @@ class YOLOLoss(nn.Module):
         return (position + shape).sum(1) * (2 - area)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy, element-wise."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
