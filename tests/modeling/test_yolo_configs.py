@@ -14,7 +14,7 @@ from d2proj.engine.config import build, load_config
 from d2proj.engine.schedule import Schedule
 from d2proj.errors import InputError
 from d2proj.modeling.backbones import Darknet, darknet_tiny_stages
-from d2proj.modeling.necks import YOLOFPN, Passthrough
+from d2proj.modeling.necks import FPN, YOLOFPN, Passthrough
 from d2proj.ops import box_iou
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,6 +180,7 @@ def test_parts_refuse_what_does_not_fit() -> None:
 def test_neck_shapes_are_told() -> None:
     trunk = Darknet(stages=darknet_tiny_stages(width=2), out_features=["c3", "c4", "c5"])
     for neck in (
+        FPN(bottom_up=trunk, in_features=["c3", "c4", "c5"], out_channels=8),
         YOLOFPN(bottom_up=trunk, in_features=["c3", "c4", "c5"], dims=[[], [8, 16], [12]]),
         Passthrough(bottom_up=trunk, in_features=["c4", "c5"], channels=6, passthrough_channels=8),
     ):
