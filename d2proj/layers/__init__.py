@@ -6,6 +6,7 @@ from d2proj.layers.conv import Conv2d, conv_norm_act
 from d2proj.layers.cross_iteration import CBNConv2d
 from d2proj.layers.dropblock import DropBlock
 from d2proj.layers.filter_response import FRN, TLU
+from d2proj.layers.l2norm import L2Norm
 from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
 from d2proj.layers.norm_cross import CmBN
@@ -25,6 +26,7 @@ __all__ = [
     "Conv2d",
     "DropBlock",
     "FrozenBatchNorm2d",
+    "L2Norm",
     "LocallyConnected2d",
     "PerLevelBatchNorm2d",
     "PointwiseSAM",
