@@ -111,9 +111,15 @@ class Detector(nn.Module):
         return ImageList(batch, sizes)
 
     def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        """The instances of each image on the model's device, their labels checked."""
+        """The instances of each image on the model's device, their labels checked.
+
+        Boxes without area are left out: they have no centre of an object to find, and logarithms of
+        their sides, which most systems learn, are infinite.
+        """
+        truths = []
         for item in batched_inputs:
-            classes = item["instances"].gt_classes
+            truth = item["instances"]
+            classes = truth.gt_classes
             bad = classes[(classes < 0) | (classes >= self.num_classes)].tolist()
             if bad:
                 name = item.get("file_name", item.get("image_id", "without a name"))
@@ -121,7 +127,8 @@ class Detector(nn.Module):
                     f"image {name} has the label {bad[0]}, but the model has {self.num_classes} "
                     f"classes (labels 0 to {self.num_classes - 1})"
                 )
-        return [item["instances"].to(self.device) for item in batched_inputs]
+            truths.append(truth[truth.gt_boxes.nonempty()].to(self.device))
+        return truths
 
     @staticmethod
     def to_original_frame(
