@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from d2proj.layers import SPP, Conv2d, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
-from d2proj.modeling.backbones.csp_darknet import stored_layers
+from d2proj.modeling.backbones.darknet import stored_layers
 from d2proj.modeling.necks.yolo import SPPTop, alternating
 
 Norm = str | NormFactory | None
