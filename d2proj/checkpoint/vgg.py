@@ -32,7 +32,7 @@ def vgg_prefix(names: Iterable[str]) -> str | None:
 def is_vgg_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether these are torchvision's VGG or a reducedfc file.
 
-    Those have numbered layers alone (as any ``nn.Sequential``), the first of 3x3 kernels on a picture.
+    Those have numbered layers alone (as any ``nn.Sequential``), the first of 3x3 kernels on RGB.
     """
     rest = [n for n in tensors if not n.startswith("classifier.")]
     if not all(map(_NUMBERED.match, rest)):
