@@ -117,9 +117,9 @@ def resolve_lengths(cfg: DictConfig, train: DetectionData) -> Lengths:
     if cfg.data.filter_empty:
         images -= train.report.empty_images
     labelled, share = train.report.labelled_images, cfg.data.classification_share
-    if 0 < labelled < images and share < 1:
+    if 0 < labelled < images:
         # An epoch is a pass over the images with boxes.
-        images = (images - labelled) / (1 - share)
+        images = (images - labelled) / (1 - share) if share < 1 else labelled
     per_epoch = max(images / cfg.data.batch_size, 1e-9)
     if cfg.train.max_iter is None and not cfg.train.epochs:
         raise InputError("Either train.epochs or train.max_iter must be set.")
