@@ -29,10 +29,16 @@ def vgg_prefix(names: Iterable[str]) -> str | None:
     return min((p for p in found if not p or p.endswith(".")), key=len, default=None)
 
 
-def is_vgg_classifier(names: Iterable[str]) -> bool:
-    """Whether these are torchvision's VGG or a reducedfc file: numbered layers alone."""
-    rest = [n for n in names if not n.startswith("classifier.")]
-    return bool(rest) and all(map(_NUMBERED.match, rest))
+def is_vgg_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether these are torchvision's VGG or a reducedfc file.
+
+    Those have numbered layers alone (as any ``nn.Sequential``), the first of 3x3 kernels on RGB.
+    """
+    rest = [n for n in tensors if not n.startswith("classifier.")]
+    if not all(map(_NUMBERED.match, rest)):
+        return False
+    stem = tensors.get("features.0.weight", tensors.get("0.weight"))
+    return stem is not None and stem.shape[1:] == (3, 3, 3)
 
 
 def classifier_names(

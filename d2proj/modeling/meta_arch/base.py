@@ -56,6 +56,11 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
 
     @property
+    def num_labels(self) -> int:
+        """Labels of the ground truth are 0 to one less."""
+        return self.num_classes
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.pixel_mean.device
@@ -114,20 +119,23 @@ class Detector(nn.Module):
         """The instances of each image on the model's device, their labels checked.
 
         Boxes without area are left out: they have no centre of an object to find, and logarithms of
-        their sides, which most systems learn, are infinite.
+        their sides, which most systems learn, are infinite. Mere labels (``gt_has_box``) stay.
         """
         truths = []
         for item in batched_inputs:
             truth = item["instances"]
             classes = truth.gt_classes
-            bad = classes[(classes < 0) | (classes >= self.num_classes)].tolist()
+            bad = classes[(classes < 0) | (classes >= self.num_labels)].tolist()
             if bad:
                 name = item.get("file_name", item.get("image_id", "without a name"))
                 raise InputError(
                     f"image {name} has the label {bad[0]}, but the model has {self.num_classes} "
                     f"classes (labels 0 to {self.num_classes - 1})"
                 )
-            truths.append(truth[truth.gt_boxes.nonempty()].to(self.device))
+            wanted = truth.gt_boxes.nonempty()
+            if truth.has("gt_has_box"):
+                wanted = wanted | ~truth.gt_has_box
+            truths.append(truth[wanted].to(self.device))
         return truths
 
     @staticmethod
