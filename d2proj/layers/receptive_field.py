@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2proj.layers.activation import Activation, get_activation
+from d2proj.layers.activation import Activation
 from d2proj.layers.conv import Conv2d, conv_norm_act
-from d2proj.layers.norm import BatchNorm2d, NormFactory, get_norm
+from d2proj.layers.norm import BatchNorm2d, NormFactory
 
 
 class SPP(nn.Module):
@@ -260,15 +260,12 @@ def _unit(
     norm: str | NormFactory | None,
     activation: str | Activation | None = "relu",
 ) -> Conv2d:
-    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    return Conv2d(
+    return conv_norm_act(
         in_channels,
         out_channels,
-        (height, width),
+        kernel_size,
         stride=stride,
-        padding=(dilation * (height // 2), dilation * (width // 2)),
         dilation=dilation,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=get_activation(activation),
+        norm=norm,
+        activation=activation,
     )

@@ -179,6 +179,4 @@ class CSPResNeXt50(Backbone):
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
         """The layers in the order of darknet's weights files, then those of the heads."""
-        yield from stored_layers(self)
-        for head in heads:
-            yield from stored_layers(head)
+        return stored_layers(self, *heads)

@@ -24,9 +24,10 @@ def convolutions(module: nn.Module) -> Iterator[Conv2d]:
     return (m for m in module.modules() if isinstance(m, Conv2d))
 
 
-def stored_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers inside a module that darknet stores, in the order in which they were made."""
-    return (m for m in module.modules() if isinstance(m, Conv2d | WeightedSum))
+def stored_layers(*modules: nn.Module) -> Iterator[nn.Module]:
+    """The layers inside modules that darknet stores, in the order in which they were made."""
+    inside = (m for module in modules for m in module.modules())
+    return (m for m in inside if isinstance(m, Conv2d | WeightedSum))
 
 
 class DarknetResidual(nn.Module):
@@ -207,9 +208,7 @@ class Darknet(Backbone):
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
         """The layers in the order of darknet's weights files, then those of the heads."""
-        yield from stored_layers(self)
-        for head in heads:
-            yield from stored_layers(head)
+        return stored_layers(self, *heads)
 
 
 class DarknetClassifier(nn.Module):

@@ -220,7 +220,4 @@ class Passthrough(Backbone):
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
         """The layers in the order of darknet's weights files, then those of the heads."""
         yield from self.bottom_up.darknet_layers()
-        yield from stored_layers(self.coarse)
-        yield self.fine
-        for head in heads:
-            yield from stored_layers(head)
+        yield from stored_layers(self.coarse, self.fine, *heads)
