@@ -66,3 +66,12 @@ def test_boxes_without_area_change_nothing(name):
     assert clean.keys() == dirty.keys()
     for key, value in clean.items():
         torch.testing.assert_close(dirty[key], value, rtol=0, atol=0, msg=key)
+
+
+def test_mere_labels_stay_whatever_their_boxes() -> None:
+    """YOLO9000's classification images have labels without boxes."""
+    model = build("yolo9000/yolo9000_tiny", 2)
+    batch = [sample([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 30.0]])]
+    batch[0]["instances"].gt_has_box = torch.tensor([False, True])
+    (truth,) = model.ground_truth(batch)
+    assert truth.gt_has_box.tolist() == [False]
