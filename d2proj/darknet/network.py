@@ -1,5 +1,6 @@
 """The network of a cfg file as a torch module."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from d2proj.layers import (
     WeightedSum,
     get_activation,
 )
+from d2proj.layers.fused import is_fused
 from d2proj.layers.weighted_sum import add_maps
 
 #: What AlexeyAB/darknet adds to a variance; OpenCV's importer takes 1e-6.
@@ -41,6 +43,8 @@ class DarknetNetwork(nn.Module):
         self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
+        #: Convolutions whose output only a plain sum with another layer's reads: that layer.
+        self._residuals = _find_residuals(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the network.
@@ -54,8 +58,14 @@ class DarknetNetwork(nn.Module):
         """
         outputs: dict[int, Tensor] = {-1: x}
         heads = []
+        residuals = self._residuals if is_fused() else {}
         for layer, module in zip(self.plan.layers, self.layers, strict=True):
-            result = module(*[outputs[i] for i in layer.sources])
+            if layer.index in residuals:
+                result = module(outputs[layer.sources[0]], outputs[residuals[layer.index]])
+            elif layer.index - 1 in residuals:
+                result = outputs[layer.index - 1]
+            else:
+                result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
             if layer in self.plan.heads:
                 heads.append(result)
@@ -63,6 +73,22 @@ class DarknetNetwork(nn.Module):
                 if self._last_use[i] == layer.index:
                     outputs.pop(i, None)
         return heads or [outputs[len(self.layers) - 1].flatten(1)]
+
+
+def _find_residuals(layers: tuple[Layer, ...]) -> dict[int, int]:
+    readers = Counter(i for layer in layers for i in layer.sources)
+    return {
+        layer.index - 1: layer.sources[1]
+        for layer in layers
+        if layer.kind == "shortcut"
+        and len(layer.sources) == 2
+        and not layer.floats
+        and layer.inputs[0] == layer.inputs[1]
+        and activation_of(layer.section, "linear") == "linear"
+        and layer.sources[0] >= 0
+        and layers[layer.sources[0]].kind == "convolutional"
+        and readers[layer.sources[0]] == 1
+    }
 
 
 class _Activated(nn.Module):

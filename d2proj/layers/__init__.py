@@ -3,6 +3,7 @@
 from d2proj.layers.activation import get_activation
 from d2proj.layers.conv import Conv2d, conv_norm_act
 from d2proj.layers.dropblock import DropBlock
+from d2proj.layers.fused import fused_inference
 from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
 from d2proj.layers.reorg import Reorg, SpaceToDepth
@@ -18,6 +19,7 @@ __all__ = [
     "SpaceToDepth",
     "WeightedSum",
     "conv_norm_act",
+    "fused_inference",
     "get_activation",
     "get_norm",
 ]
