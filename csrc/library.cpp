@@ -113,7 +113,7 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
   m.def(
       "_fused_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int out_channels, int kernel_h, "
       "int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, bool winograd, "
-      "int activation, float slope) -> Tensor");
+      "bool depthwise, int activation, float slope) -> Tensor");
 
   // ps_roi_pool, ps_roi_align
   m.def(

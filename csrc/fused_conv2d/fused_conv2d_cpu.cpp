@@ -3,7 +3,7 @@
 // 3 x 3 kernels of stride 1 go through Winograd's F(4 x 4, 3 x 3): a quarter of the multiplications. A block of tiles is
 // transformed, each of the 36 values of a transformed tile is a matrix product over channels, and what comes out of a
 // few channels of it goes back at once, while it is in the cache. All other kernels are one matrix product over columns
-// that are laid out for a block of pixels at a time. Weights come packed (d2proj/layers/fused.py).
+// that are laid out for a block of pixels at a time, or (depthwise) a plain sum. Weights come packed (d2proj/layers/fused.py).
 #include <optional>
 
 #include "common/map.h"
@@ -21,6 +21,7 @@ using deform_conv2d::Product;
 constexpr int64_t kTile = 4, kWindow = 6, kValues = kWindow * kWindow;
 constexpr int64_t kBlockTiles = 96;                          // of a product, whose sums stay in the L2 cache
 constexpr int64_t kTransformedBytes = int64_t(4) << 20;      // of tiles that are transformed at a time
+constexpr int64_t kGrain = 100000;                            // multiplications that are worth a thread
 constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;       // of columns, which stay there too
 constexpr int64_t kPairsAtOnce = 16;                          // of panels of output channels
 constexpr int64_t kSumStride = kBlockRows * kLanes + kLanes;  // from a panel of sums to the next
@@ -326,9 +327,78 @@ void direct(const Job& job) {
   });
 }
 
+// The sum of one pixel of a convolution of each channel by itself: taps that are outside the map are left out.
+template <Level L>
+D2_INLINE Lanes depthwise_sum(const Job& job, const float* image, const float* weight, int64_t top, int64_t left,
+                              int64_t channel) {
+  const Shape& s = job.s;
+  Lanes sum = {};
+  for (int64_t i = 0; i < s.kernel_h; ++i) {
+    const int64_t y = top + i * s.dilation_h;
+    if (y < 0 || y >= s.height) continue;
+    for (int64_t j = 0; j < s.kernel_w; ++j) {
+      const int64_t x = left + j * s.dilation_w;
+      if (x < 0 || x >= s.width) continue;
+      Lanes value, factor;
+      load_channels<L>(value, image + (y * s.width + x) * s.channels + channel, s.channels - channel);
+      simd::load(factor, weight + (i * s.kernel_w + j) * kLanes);
+      sum += value * factor;
+    }
+  }
+  return sum;
+}
+
+// Rows [begin, end) of the output, counted through all images. Inside the map 3 x 3 taps stay in registers.
+struct Depthwise {
+  template <Level L>
+  static D2_INLINE void run(const Job& job, int64_t begin, int64_t end) {
+    const Shape& s = job.s;
+    const bool small = s.kernel_h == 3 && s.kernel_w == 3 && s.dilation_h == 1 && s.dilation_w == 1;
+    for (int64_t number = begin; number < end; ++number) {
+      const int64_t top = number % s.out_h * s.stride_h - s.pad_h;
+      const float* image = job.input + number / s.out_h * s.height * s.width * s.channels;
+      // Pixels [first, last) see no border.
+      const bool inside = small && top >= 0 && top + 3 <= s.height && s.width + s.pad_w >= 3;
+      const int64_t first = inside ? std::min(s.out_w, ceil_div(s.pad_w, s.stride_w)) : s.out_w;
+      const int64_t last = inside ? std::min(s.out_w, (s.width + s.pad_w - 3) / s.stride_w + 1) : s.out_w;
+      for (int64_t c = 0; c < s.channels; c += kLanes) {
+        const float* weight = job.weight + c * s.kernel_h * s.kernel_w;
+        const Lanes bias = bias_of<L>(job, c);
+        const bool whole = s.channels - c >= kLanes;
+        Lanes factors[9];
+        for (int64_t k = 0; k < (small ? 9 : 0); ++k) simd::load(factors[k], weight + k * kLanes);
+        for (int64_t x = 0; x < s.out_w; ++x) {
+          const int64_t left = x * s.stride_w - s.pad_w;
+          if (x < first || x >= last || !whole) {
+            finish<L>(job, depthwise_sum<L>(job, image, weight, top, left, c), number * s.out_w + x, c, bias);
+            continue;
+          }
+          const float* at = image + (top * s.width + left) * s.channels + c;
+          Lanes sum = {};
+#pragma GCC unroll 9
+          for (int64_t k = 0; k < 9; ++k) {
+            Lanes value;
+            simd::load(value, at + (k / 3 * s.width + k % 3) * s.channels);
+            sum += value * factors[k];
+          }
+          finish<L>(job, sum, number * s.out_w + x, c, bias);
+        }
+      }
+    }
+  }
+};
+
+void depthwise(const Job& job) {
+  const Shape& s = job.s;
+  const int64_t row = s.out_w * s.channels * s.kernel_h * s.kernel_w;
+  torch::stable::parallel_for(0, s.images * s.out_h, std::max<int64_t>(1, kGrain / row),
+                              [&](int64_t begin, int64_t end) { simd::dispatch<Depthwise>(job, begin, end); });
+}
+
 // What a packed weight must have: panels of lanes times the rows of each (d2proj/layers/fused.py).
 void check_arguments(const char* op, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& residual, const Shape& s, bool is_winograd, int64_t activation) {
+                     const std::optional<Tensor>& residual, const Shape& s, bool is_winograd, bool is_depthwise,
+                     int64_t activation) {
   for (const Tensor* tensor : {&input, &weight, bias ? &*bias : nullptr, residual ? &*residual : nullptr}) {
     check(!tensor || tensor->scalar_type() == ScalarType::Float, op, "all tensors must be float32, got ",
           tensor ? torch::headeronly::toString(tensor->scalar_type()) : "");
@@ -343,13 +413,14 @@ void check_arguments(const char* op, const Tensor& input, const Tensor& weight, 
   }
   check(activation >= 0 && activation < kActivations, op, "activation must be from 0 to ", kActivations - 1, ", got ",
         activation);
-  check(!is_winograd || (s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+  check(!is_winograd || (!is_depthwise && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 &&
                          s.dilation_h == 1 && s.dilation_w == 1),
         op, "Winograd's transform is for kernels of 3 x 3 with stride and dilation 1");
-  const int64_t rows = is_winograd ? kValues : s.kernel_h * s.kernel_w;
+  const int64_t rows = is_winograd ? kValues : s.kernel_h * s.kernel_w, channels = is_depthwise ? 1 : s.channels;
+  check(!is_depthwise || s.channels == s.out_channels, op, "a depthwise convolution has as many channels as before");
   check(weight.dim() == 4 && weight.is_contiguous() && weight.size(0) == s.panels() && weight.size(1) == rows &&
-            weight.size(2) == s.channels && weight.size(3) == kLanes,
-        op, "weight must be packed, contiguous, of shape (", s.panels(), ", ", rows, ", ", s.channels, ", ", kLanes,
+            weight.size(2) == channels && weight.size(3) == kLanes,
+        op, "weight must be packed, contiguous, of shape (", s.panels(), ", ", rows, ", ", channels, ", ", kLanes,
         "), got ", shape_of(weight));
   check(!bias || (bias->dim() == 1 && bias->size(0) == s.out_channels && bias->is_contiguous()), op,
         "bias must have shape (", s.out_channels, ",), got ", bias ? shape_of(*bias) : "");
@@ -367,12 +438,13 @@ Tensor as_channels_last(const Tensor& tensor) {
 Tensor fused_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                         std::optional<Tensor> residual, int64_t out_channels, int64_t kernel_h, int64_t kernel_w,
                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
-                        int64_t dilation_w, bool is_winograd, int64_t activation, double slope) {
+                        int64_t dilation_w, bool is_winograd, bool is_depthwise, int64_t activation,
+                        double slope) {
   constexpr const char* kOp = "fused_conv2d";
   check_dim(kOp, "input", input, 4, "(N, C, H, W)");
   Shape s{input.size(0), input.size(1), input.size(2), input.size(3), out_channels, 0,          0,         kernel_h,
           kernel_w,      stride_h,      stride_w,      pad_h,         pad_w,        dilation_h, dilation_w};
-  check_arguments(kOp, input, weight, bias, residual, s, is_winograd, activation);
+  check_arguments(kOp, input, weight, bias, residual, s, is_winograd, is_depthwise, activation);
   s.out_h = output_length(s.height, pad_h, dilation_h, kernel_h, stride_h);
   s.out_w = output_length(s.width, pad_w, dilation_w, kernel_w, stride_w);
   check(s.out_h > 0 && s.out_w > 0, kOp, "the kernel is larger than the padded input, ", shape_of(input));
@@ -394,7 +466,13 @@ Tensor fused_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional
                 static_cast<float*>(out.mutable_data_ptr()),
                 static_cast<Activation>(activation),
                 static_cast<float>(slope)};
-  is_winograd ? winograd(job) : direct(job);
+  if (is_winograd) {
+    winograd(job);
+  } else if (is_depthwise) {
+    depthwise(job);
+  } else {
+    direct(job);
+  }
   return out;
 }
 

@@ -167,9 +167,13 @@ class Pool(nn.Module):
         self.mean = layer.kind == "local_avgpool"
 
     def _pad(self, x: Tensor, value: float) -> Tensor:
+        """What the windows reach outside the map; of an even size by stride 2 that is nothing."""
         before = self.options.padding // 2
-        after = self.options.padding - before
-        return F.pad(x, (before, after, before, after), value=value)
+        reach = []
+        for side, stride in zip(x.shape[:1:-1], self.options.stride[::-1], strict=True):
+            steps = (side + self.options.padding - self.options.size) // stride
+            reach += [before, max(0, steps * stride + self.options.size - before - side)]
+        return F.pad(x, reach, value=value) if any(reach) else x
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""

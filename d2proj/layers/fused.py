@@ -47,10 +47,11 @@ _enabled: ContextVar[bool] = ContextVar("fused_inference", default=False)
 
 @contextmanager
 def fused_inference(enabled: bool = True) -> Iterator[None]:
-    """Within it, convolutions without gradients on a CPU run fused (float32, one group).
+    """Within it, convolutions without gradients on a CPU run fused (float32, one group or
+    depthwise).
 
-    Everything else runs as it always does: other devices and dtypes, autocast, grouped
-    convolutions, training, tracing and ``torch.compile``.
+    Everything else runs as it always does: other devices and dtypes, autocast, other groups,
+    training, tracing and ``torch.compile``.
 
     Args:
         enabled: False: change nothing.
@@ -72,8 +73,8 @@ class Packed:
     """A convolution's weight as the kernel reads it.
 
     Attributes:
-        weight: (panels, rows, C_in, 16): rows are the kernel's taps, or the 36 values of its
-            transform.
+        weight: (panels, rows, C_in / groups, 16): rows are the kernel's taps, or the 36 values of
+            its transform.
         bias: (C_out,) or None.
         winograd: which of the two.
     """
@@ -92,7 +93,7 @@ def can_fuse(conv: nn.Conv2d, activation: Callable[[Tensor], Tensor] | None, x: 
         and x.dtype == torch.float32 == conv.weight.dtype
         and x.device.type == "cpu" == conv.weight.device.type
         and x.dim() == 4
-        and conv.groups == 1
+        and (conv.groups == 1 or conv.groups == conv.in_channels == conv.out_channels)
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and not torch.is_autocast_enabled("cpu")
@@ -108,7 +109,7 @@ def pack(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Packed:
         tuple(weight.shape[2:]) == (3, 3)
         and conv.stride == (1, 1) == conv.dilation
         and channels >= _WINOGRAD_CHANNELS
-    )
+    )  # channels: 1, where the convolution is depthwise
     if winograd:
         g = torch.tensor(_TRANSFORM, dtype=torch.float64)
         # In float64: the transform's own rounding would add to that of the products.
@@ -141,6 +142,7 @@ def run(
         *conv.padding,
         *conv.dilation,
         packed.winograd,
+        conv.groups > 1,
         number,
         slope,
     )
