@@ -33,8 +33,7 @@ D2_INLINE void activate(Lanes& x, Activation kind, float slope) {
   switch (kind) {
     case Activation::kLinear:
       return;
-    case Activation::kLeaky:
-      {
+    case Activation::kLeaky: {
       const Lanes scaled = x * slope;
       x = x > 0.0f ? x : scaled;
       return;

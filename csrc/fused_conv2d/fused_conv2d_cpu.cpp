@@ -1,9 +1,10 @@
 // Convolution with its bias, activation and residual sum on the CPU, channels-last, for inference.
 //
-// 3 x 3 kernels of stride 1 go through Winograd's F(4 x 4, 3 x 3): a quarter of the multiplications. A block of tiles is
-// transformed, each of the 36 values of a transformed tile is a matrix product over channels, and what comes out of a
-// few channels of it goes back at once, while it is in the cache. All other kernels are one matrix product over columns
-// that are laid out for a block of pixels at a time, or (depthwise) a plain sum. Weights come packed (d2proj/layers/fused.py).
+// 3 x 3 kernels of stride 1 go through Winograd's F(4 x 4, 3 x 3): a quarter of the multiplications. A block of tiles
+// is transformed, each of the 36 values of a transformed tile is a matrix product over channels, and what comes out of
+// a few channels of it goes back at once, while it is in the cache. All other kernels are one matrix product over
+// columns that are laid out for a block of pixels at a time, or (depthwise) a plain sum. Weights come packed
+// (d2proj/layers/fused.py).
 #include <optional>
 
 #include "common/map.h"
@@ -19,8 +20,8 @@ using deform_conv2d::padded_rows;
 using deform_conv2d::Product;
 
 constexpr int64_t kTile = 4, kWindow = 6, kValues = kWindow * kWindow;
-constexpr int64_t kBlockTiles = 96;                          // of a product, whose sums stay in the L2 cache
-constexpr int64_t kTransformedBytes = int64_t(4) << 20;      // of tiles that are transformed at a time
+constexpr int64_t kBlockTiles = 96;                           // of a product, whose sums stay in the L2 cache
+constexpr int64_t kTransformedBytes = int64_t(4) << 20;       // of tiles that are transformed at a time
 constexpr int64_t kGrain = 100000;                            // multiplications that are worth a thread
 constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;       // of columns, which stay there too
 constexpr int64_t kPairsAtOnce = 16;                          // of panels of output channels
@@ -50,7 +51,7 @@ struct Job {
   Shape s;
   const float* input;
   const float* weight;
-  const float* bias;  // or null
+  const float* bias;      // or null
   const float* residual;  // or null
   float* out;
   Activation activation;
@@ -194,8 +195,8 @@ void winograd(const Job& job) {
       const auto sums = aligned_buffer<float>(kValues * 2 * (kBlockTiles + 1) * kLanes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t pair = task / blocks, from = task % blocks * kBlockTiles;
-        simd::dispatch<MultiplyTiles>(job, static_cast<const float*>(transformed.get()), value_stride, pitch, first, from,
-                                      std::min(from + kBlockTiles, count), pair, sums.get());
+        simd::dispatch<MultiplyTiles>(job, static_cast<const float*>(transformed.get()), value_stride, pitch, first,
+                                      from, std::min(from + kBlockTiles, count), pair, sums.get());
       }
     });
   }
@@ -296,8 +297,8 @@ void direct(const Job& job) {
   const int64_t cuts = std::max(std::min(s.pairs(), ceil_div(16, blocks)), ceil_div(s.pairs(), kPairsAtOnce));
   const int64_t pairs_at_once = ceil_div(s.pairs(), cuts);
   // Pixels of a 1 x 1 kernel are columns already, unless many of them fall on one line of the cache.
-  const bool in_place = taps == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 &&
-                        s.pad_w == 0 && s.channels <= 256;
+  const bool in_place =
+      taps == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0 && s.channels <= 256;
   torch::stable::parallel_for(0, blocks * cuts, 1, [&](int64_t begin, int64_t end) {
     const auto buffer = aligned_buffer<float>(kBlockRows * pitch);
     const auto sums = aligned_buffer<float>(2 * pairs_at_once * kSumStride);
@@ -404,8 +405,8 @@ void check_arguments(const char* op, const Tensor& input, const Tensor& weight, 
           tensor ? torch::headeronly::toString(tensor->scalar_type()) : "");
   }
   constexpr int64_t kMost = int64_t(1) << 30;  // far beyond any memory, so that no product leaves 64 bits
-  for (const int64_t v : {s.kernel_h, s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.out_channels,
-                          s.channels}) {
+  for (const int64_t v :
+       {s.kernel_h, s.kernel_w, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w, s.out_channels, s.channels}) {
     check(v > 0 && v <= kMost, op, "channels, kernel, stride and dilation must be from 1 to ", kMost, ", got ", v);
   }
   for (const int64_t v : {s.pad_h, s.pad_w}) {
@@ -431,15 +432,12 @@ inline int64_t output_length(int64_t length, int64_t pad, int64_t dilation, int6
   return room < 0 ? 0 : room / stride + 1;
 }
 
-Tensor as_channels_last(const Tensor& tensor) {
-  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
-}
+Tensor as_channels_last(const Tensor& tensor) { return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast); }
 
 Tensor fused_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                         std::optional<Tensor> residual, int64_t out_channels, int64_t kernel_h, int64_t kernel_w,
                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
-                        int64_t dilation_w, bool is_winograd, bool is_depthwise, int64_t activation,
-                        double slope) {
+                        int64_t dilation_w, bool is_winograd, bool is_depthwise, int64_t activation, double slope) {
   constexpr const char* kOp = "fused_conv2d";
   check_dim(kOp, "input", input, 4, "(N, C, H, W)");
   Shape s{input.size(0), input.size(1), input.size(2), input.size(3), out_channels, 0,          0,         kernel_h,

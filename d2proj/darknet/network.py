@@ -43,6 +43,7 @@ class DarknetNetwork(nn.Module):
         self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
+        self._heads = {layer.index for layer in self.plan.heads}
         #: Convolutions whose output only a plain sum with another layer's reads: that layer.
         self._residuals = _find_residuals(layers)
 
@@ -67,7 +68,7 @@ class DarknetNetwork(nn.Module):
             else:
                 result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
-            if layer in self.plan.heads:
+            if layer.index in self._heads:
                 heads.append(result)
             for i in layer.sources:
                 if self._last_use[i] == layer.index:

@@ -92,13 +92,19 @@ class Conv2d(nn.Conv2d):
     def _fold_key(self) -> tuple[int, ...]:
         tensors = [self.weight, *(() if self.bias is None else (self.bias,))]
         if self.norm is not None:
-            tensors += [*self.norm.parameters(), *self.norm.buffers()]
-        return tuple(n for t in tensors for n in (t.data_ptr(), 0 if t.is_inference() else t._version))
+            # Its own alone, and from the dicts: this runs at every call of a small layer.
+            own = (*self.norm._parameters.values(), *self.norm._buffers.values())
+            tensors += [t for t in own if t is not None]
+        key = []
+        for t in tensors:
+            key += [t.data_ptr(), 0 if t.is_inference() else t._version]
+        return tuple(key)
 
     def train(self, mode: bool = True) -> "Conv2d":
         """Switch to training or evaluation."""
         # Writes through ``.data`` leave no trace in the key: start each phase anew.
-        self._fold = self._packed = None
+        if mode != self.training:
+            self._fold = self._packed = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.layers.activation import ACTIVATIONS, leaky
-from d2proj.ops import _ext
+from d2proj.ops.fused_conv2d import is_built
 
 _LANES = 16  # channels of a panel: csrc/fused_conv2d
 #: Below as many input channels the transforms cost more than they save.
@@ -47,8 +47,10 @@ _enabled: ContextVar[bool] = ContextVar("fused_inference", default=False)
 
 @contextmanager
 def fused_inference(enabled: bool = True) -> Iterator[None]:
-    """Within it, convolutions without gradients on a CPU run fused (float32, one group or
-    depthwise).
+    """Within it, convolutions without gradients on a CPU run fused.
+
+    That is in float32, with one group or depthwise, with the activations that darknet's detectors
+    have.
 
     Everything else runs as it always does: other devices and dtypes, autocast, other groups,
     training, tracing and ``torch.compile``.
@@ -56,7 +58,7 @@ def fused_inference(enabled: bool = True) -> Iterator[None]:
     Args:
         enabled: False: change nothing.
     """
-    token = _enabled.set(enabled and _is_built())
+    token = _enabled.set(enabled and is_built())
     try:
         yield
     finally:
@@ -147,7 +149,3 @@ def run(
         slope,
     )
     return result
-
-
-def _is_built() -> bool:
-    return _ext.AVAILABLE and hasattr(torch.ops.d2proj, "_fused_conv2d")

@@ -42,7 +42,13 @@ def exact(layer: Conv2d, x: Tensor) -> Tensor:
     """The layer in float64, normalisation and activation as separate steps."""
     layer = copy.deepcopy(layer).double()
     y = F.conv2d(
-        x.double(), layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        x.double(),
+        layer.weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
     )
     if layer.norm is not None:
         n = layer.norm
@@ -107,7 +113,9 @@ def test_every_shape(
 
 def test_rectangular_kernels_strides_and_paddings() -> None:
     torch.manual_seed(0)
-    layer = Conv2d(18, 20, (3, 5), stride=(2, 1), padding=(0, 3), dilation=(1, 2), activation=F.relu)
+    layer = Conv2d(
+        18, 20, (3, 5), stride=(2, 1), padding=(0, 3), dilation=(1, 2), activation=F.relu
+    )
     x = torch.randn(2, 18, 11, 17)
     assert error(run(layer, x), exact(layer, x)) < DIRECT
 
@@ -222,7 +230,8 @@ def test_the_model_stays_as_it_was() -> None:
     layer.train()
     assert layer._packed is None
     layer(x).sum().backward()
-    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
 
 
 def test_what_is_not_fused_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +270,27 @@ def test_evaluating_switches_it_on_and_off() -> None:
         assert fused.is_fused()
     with evaluating(model, fuse=False):
         assert not fused.is_fused()
+
+
+def test_opcheck() -> None:
+    for options in ({"stride": 2}, {"groups": 20}, {}):
+        layer, x = random_layer(20, 20, 3, **options), torch.randn(2, 20, 9, 7)
+        with torch.no_grad():
+            packed = layer._pack()
+        sizes = (20, 3, 3, *layer.stride, *layer.padding, 1, 1)
+        call = (
+            x,
+            packed.weight,
+            packed.bias,
+            None,
+            *sizes,
+            packed.winograd,
+            layer.groups > 1,
+            1,
+            0.1,
+        )
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.d2proj._fused_conv2d, call, test_utils=tests)
 
 
 def test_wrong_arguments_are_worded() -> None:
