@@ -29,39 +29,55 @@ D2_INLINE void each_lane(Lanes& x, const Function& function) {
 }
 
 // `slope` is the leaky one's; 0 makes it ReLU.
-D2_INLINE void activate(Lanes& x, Activation kind, float slope) {
-  switch (kind) {
+template <Activation kKind>
+D2_INLINE void activate(Lanes& x, float slope) {
+  if constexpr (kKind == Activation::kLeaky) {
+    // As a choice between vectors: g++ gives a loop of such choices between numbers up.
+    const Lanes scaled = x * slope;
+    x = x > 0.0f ? x : scaled;
+  } else if constexpr (kKind == Activation::kRelu6) {
+    each_lane(x, [](float v) {
+      const float above = v < 0.0f ? 0.0f : v;
+      return above > 6.0f ? 6.0f : above;
+    });
+  } else if constexpr (kKind == Activation::kLogistic) {
+    // This and the rest in w = e^-|x|, which cannot overflow.
+    each_lane(x, [](float v) {
+      const float w = simd::exp_negative(-__builtin_fabsf(v));
+      return (v < 0.0f ? w : 1.0f) / (1.0f + w);
+    });
+  } else if constexpr (kKind == Activation::kSwish) {
+    each_lane(x, [](float v) {
+      const float w = simd::exp_negative(-__builtin_fabsf(v));
+      return v * (v < 0.0f ? w : 1.0f) / (1.0f + w);
+    });
+  } else if constexpr (kKind == Activation::kMish) {
+    // tanh(log(1 + e^x)) = n / (n + 2) with n = e^2x + 2 e^x; for x > 0 both sides times e^-2x.
+    each_lane(x, [](float v) {
+      const float w = simd::exp_negative(-__builtin_fabsf(v));
+      const float low = w * (w + 2.0f), high = 1.0f + 2.0f * w, rest = 2.0f * w * w;
+      const float n = v < 0.0f ? low : high;
+      return v * n / (n + (v < 0.0f ? 2.0f : rest));
+    });
+  }
+}
+
+// simd::dispatch of `Body<activation>`.
+template <template <Activation> class Body, typename... Args>
+void dispatch(Activation activation, const Args&... args) {
+  switch (activation) {
     case Activation::kLinear:
-      return;
-    case Activation::kLeaky: {
-      const Lanes scaled = x * slope;
-      x = x > 0.0f ? x : scaled;
-      return;
-    }
+      return simd::dispatch<Body<Activation::kLinear>>(args...);
+    case Activation::kLeaky:
+      return simd::dispatch<Body<Activation::kLeaky>>(args...);
     case Activation::kRelu6:
-      return each_lane(x, [](float v) {
-        const float above = v < 0.0f ? 0.0f : v;
-        return above > 6.0f ? 6.0f : above;
-      });
-    // All of the rest in w = e^-|x|, which cannot overflow.
+      return simd::dispatch<Body<Activation::kRelu6>>(args...);
     case Activation::kLogistic:
-      return each_lane(x, [](float v) {
-        const float w = simd::exp_negative(-__builtin_fabsf(v));
-        return (v < 0.0f ? w : 1.0f) / (1.0f + w);
-      });
+      return simd::dispatch<Body<Activation::kLogistic>>(args...);
     case Activation::kSwish:
-      return each_lane(x, [](float v) {
-        const float w = simd::exp_negative(-__builtin_fabsf(v));
-        return v * (v < 0.0f ? w : 1.0f) / (1.0f + w);
-      });
+      return simd::dispatch<Body<Activation::kSwish>>(args...);
     case Activation::kMish:
-      // tanh(log(1 + e^x)) = n / (n + 2) with n = e^2x + 2 e^x; for x > 0 both sides times e^-2x.
-      return each_lane(x, [](float v) {
-        const float w = simd::exp_negative(-__builtin_fabsf(v));
-        const float low = w * (w + 2.0f), high = 1.0f + 2.0f * w, rest = 2.0f * w * w;
-        const float n = v < 0.0f ? low : high;
-        return v * n / (n + (v < 0.0f ? 2.0f : rest));
-      });
+      return simd::dispatch<Body<Activation::kMish>>(args...);
   }
 }
 

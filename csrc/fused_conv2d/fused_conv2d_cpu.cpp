@@ -20,10 +20,12 @@ using deform_conv2d::padded_rows;
 using deform_conv2d::Product;
 
 constexpr int64_t kTile = 4, kWindow = 6, kValues = kWindow * kWindow;
-constexpr int64_t kBlockTiles = 96;                           // of a product, whose sums stay in the L2 cache
-constexpr int64_t kTransformedBytes = int64_t(4) << 20;       // of tiles that are transformed at a time
-constexpr int64_t kGrain = 100000;                            // multiplications that are worth a thread
-constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;       // of columns, which stay there too
+constexpr int64_t kBlockTiles = 96;                              // of a product, whose sums stay in the L2 cache
+constexpr int64_t kPanelStride = kBlockTiles * kLanes + kLanes;  // of sums, from a panel to the next
+constexpr int64_t kTransformedBytes = int64_t(4) << 20;          // of tiles that are transformed at a time
+constexpr int64_t kGrain = 100000;                               // multiplications that are worth a thread
+constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;          // of columns, which stay there too
+constexpr int64_t kFewChannels = 64;
 constexpr int64_t kPairsAtOnce = 16;                          // of panels of output channels
 constexpr int64_t kSumStride = kBlockRows * kLanes + kLanes;  // from a panel of sums to the next
 
@@ -59,11 +61,11 @@ struct Job {
 };
 
 // Bias, activation, residual, and out to pixel number `pixel`, channels from `channel` on.
-template <Level L>
+template <Level L, Activation kActivation>
 D2_INLINE void finish(const Job& job, Lanes x, int64_t pixel, int64_t channel, const Lanes& bias) {
   const int64_t count = job.s.out_channels - channel, at = pixel * job.s.out_channels + channel;
   x += bias;
-  activate(x, job.activation, job.slope);
+  activate<kActivation>(x, job.slope);
   if (job.residual) {
     Lanes other;
     load_channels<L>(other, job.residual + at, count);
@@ -130,14 +132,13 @@ struct TransformInput {
 struct MultiplyTiles {
   template <Level L>
   static D2_INLINE void run(const Job& job, const float* transformed, int64_t value_stride, int64_t pitch,
-                            int64_t first, int64_t begin, int64_t end, int64_t pair, float* sums) {
+                            int64_t begin, int64_t end, int64_t pair, float* sums) {
     const Shape& s = job.s;
     const int64_t count = end - begin, panels = std::min<int64_t>(2, s.panels() - 2 * pair);
-    const int64_t panel_stride = kBlockTiles * kLanes + kLanes, sum_stride = 2 * panel_stride;
     for (int64_t value = 0; value < kValues; ++value) {
-      const Product<float> product{sums + value * sum_stride,
+      const Product<float> product{sums + value * 2 * kPanelStride,
                                    kLanes,
-                                   panel_stride,
+                                   kPanelStride,
                                    transformed + value * value_stride + begin * pitch,
                                    pitch,
                                    1,
@@ -149,27 +150,37 @@ struct MultiplyTiles {
                                    false};
       multiply<L>(product, count, panels);
     }
+  }
+};
+
+// Back from the sums of one pair of panels to pixels.
+template <Activation kActivation>
+struct FinishTiles {
+  template <Level L>
+  static D2_INLINE void run(const Job& job, int64_t first, int64_t count, int64_t pair, const float* sums) {
+    const Shape& s = job.s;
+    const int64_t panels = std::min<int64_t>(2, s.panels() - 2 * pair);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t channel = (2 * pair + panel) * kLanes;
       const Lanes bias = bias_of<L>(job, channel);
       for (int64_t number = 0; number < count; ++number) {
-        const float* at = sums + panel * panel_stride + number * kLanes;
+        const float* at = sums + panel * kPanelStride + number * kLanes;
         Lanes values[kTile][kWindow];
         for (int64_t j = 0; j < kWindow; ++j) {
           Lanes column[kWindow];
 #pragma GCC unroll 6
-          for (int64_t i = 0; i < kWindow; ++i) simd::load(column[i], at + (i * kWindow + j) * sum_stride);
+          for (int64_t i = 0; i < kWindow; ++i) simd::load(column[i], at + (i * kWindow + j) * 2 * kPanelStride);
           transform_output(column);
 #pragma GCC unroll 4
           for (int64_t i = 0; i < kTile; ++i) values[i][j] = column[i];
         }
-        const Tile tile = tile_of(s, first + begin + number);
+        const Tile tile = tile_of(s, first + number);
         const int64_t y = tile.y * kTile, x = tile.x * kTile;
         const int64_t rows = std::min(kTile, s.out_h - y), columns = std::min(kTile, s.out_w - x);
         for (int64_t i = 0; i < rows; ++i) {
           transform_output(values[i]);
           const int64_t pixel = (tile.image * s.out_h + y + i) * s.out_w + x;
-          for (int64_t j = 0; j < columns; ++j) finish<L>(job, values[i][j], pixel + j, channel, bias);
+          for (int64_t j = 0; j < columns; ++j) finish<L, kActivation>(job, values[i][j], pixel + j, channel, bias);
         }
       }
     }
@@ -195,8 +206,10 @@ void winograd(const Job& job) {
       const auto sums = aligned_buffer<float>(kValues * 2 * (kBlockTiles + 1) * kLanes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t pair = task / blocks, from = task % blocks * kBlockTiles;
-        simd::dispatch<MultiplyTiles>(job, static_cast<const float*>(transformed.get()), value_stride, pitch, first,
-                                      from, std::min(from + kBlockTiles, count), pair, sums.get());
+        simd::dispatch<MultiplyTiles>(job, static_cast<const float*>(transformed.get()), value_stride, pitch, from,
+                                      std::min(from + kBlockTiles, count), pair, sums.get());
+        dispatch<FinishTiles>(job.activation, job, first + from, std::min(kBlockTiles, count - from), pair,
+                              static_cast<const float*>(sums.get()));
       }
     });
   }
@@ -272,6 +285,7 @@ struct MultiplyColumns {
   }
 };
 
+template <Activation kActivation>
 struct FinishPixels {
   template <Level L>
   static D2_INLINE void run(const Job& job, const Range& pixels, const Range& pairs, const float* sums) {
@@ -281,7 +295,7 @@ struct FinishPixels {
       for (int64_t p = pixels.begin; p < pixels.end; ++p) {
         Lanes x;
         simd::load(x, sums + (panel - first) * kSumStride + (p - pixels.begin) * kLanes);
-        finish<L>(job, x, p, panel * kLanes, bias);
+        finish<L, kActivation>(job, x, p, panel * kLanes, bias);
       }
     }
   }
@@ -323,7 +337,68 @@ void direct(const Job& job) {
         simd::dispatch<MultiplyColumns>(job, static_cast<const float*>(buffer.get()), pitch, count, some, pairs,
                                         sums.get());
       }
-      simd::dispatch<FinishPixels>(job, pixels, pairs, static_cast<const float*>(sums.get()));
+      dispatch<FinishPixels>(job.activation, job, pixels, pairs, static_cast<const float*>(sums.get()));
+    }
+  });
+}
+
+// As `direct`, for few channels and a wide kernel: nearly all of its time would go into columns. Rows of the input are
+// copied instead, with their borders; columns of neighbouring pixels overlap in them.
+struct MultiplyRows {
+  template <Level L>
+  static D2_INLINE void run(const Job& job, float* rows, int64_t pitch, int64_t row, const Range& segment,
+                            const Range& pairs, float* sums) {
+    const Shape& s = job.s;
+    const int64_t count = segment.end - segment.begin, length = (count - 1) * s.stride_w + s.kernel_w;
+    const int64_t left = segment.begin * s.stride_w - s.pad_w;
+    const int64_t first = std::clamp<int64_t>(-left, 0, length), last = std::clamp(s.width - left, first, length);
+    for (int64_t i = 0; i < s.kernel_h; ++i) {
+      const int64_t y = row % s.out_h * s.stride_h - s.pad_h + i * s.dilation_h;
+      float* to = rows + i * pitch;
+      if (y < 0 || y >= s.height) {
+        std::fill_n(to, length * s.channels, 0.0f);
+        continue;
+      }
+      const float* from = job.input + ((row / s.out_h * s.height + y) * s.width + left) * s.channels;
+      std::fill_n(to, first * s.channels, 0.0f);
+      std::copy(from + first * s.channels, from + last * s.channels, to + first * s.channels);
+      std::fill(to + last * s.channels, to + length * s.channels, 0.0f);
+    }
+    for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+      const Product<float> product{sums + (pair - pairs.begin) * 2 * kSumStride,
+                                   kLanes,
+                                   kSumStride,
+                                   rows,
+                                   s.stride_w * s.channels,
+                                   1,
+                                   pitch,
+                                   job.weight + 2 * pair * s.depth() * kLanes,
+                                   s.depth() * kLanes,
+                                   s.kernel_h,
+                                   s.kernel_w * s.channels,
+                                   false};
+      multiply<L>(product, count, std::min<int64_t>(2, s.panels() - 2 * pair));
+    }
+  }
+};
+
+void row_by_row(const Job& job) {
+  const Shape& s = job.s;
+  const int64_t parts = ceil_div(s.out_w, kBlockRows), length = ceil_div(s.out_w, parts);
+  const int64_t pitch = ((padded_rows(length) - 1) * s.stride_w + s.kernel_w) * s.channels + kLanes;
+  const int64_t cuts = ceil_div(s.pairs(), kPairsAtOnce), pairs_at_once = ceil_div(s.pairs(), cuts);
+  torch::stable::parallel_for(0, s.images * s.out_h * parts * cuts, 1, [&](int64_t begin, int64_t end) {
+    const auto rows = aligned_buffer<float>(s.kernel_h * pitch);
+    const auto sums = aligned_buffer<float>(2 * pairs_at_once * kSumStride);
+    std::fill_n(rows.get(), s.kernel_h * pitch, 0.0f);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task / cuts / parts, part = task / cuts % parts, pair = task % cuts * pairs_at_once;
+      const Range segment{part * length, std::min((part + 1) * length, s.out_w)};
+      const Range pairs{pair, std::min(pair + pairs_at_once, s.pairs())};
+      if (segment.begin >= segment.end) continue;
+      const Range pixels{row * s.out_w + segment.begin, row * s.out_w + segment.end};
+      simd::dispatch<MultiplyRows>(job, rows.get(), pitch, row, segment, pairs, sums.get());
+      dispatch<FinishPixels>(job.activation, job, pixels, pairs, static_cast<const float*>(sums.get()));
     }
   });
 }
@@ -350,6 +425,7 @@ D2_INLINE Lanes depthwise_sum(const Job& job, const float* image, const float* w
 }
 
 // Rows [begin, end) of the output, counted through all images. Inside the map 3 x 3 taps stay in registers.
+template <Activation kActivation>
 struct Depthwise {
   template <Level L>
   static D2_INLINE void run(const Job& job, int64_t begin, int64_t end) {
@@ -371,7 +447,8 @@ struct Depthwise {
         for (int64_t x = 0; x < s.out_w; ++x) {
           const int64_t left = x * s.stride_w - s.pad_w;
           if (x < first || x >= last || !whole) {
-            finish<L>(job, depthwise_sum<L>(job, image, weight, top, left, c), number * s.out_w + x, c, bias);
+            finish<L, kActivation>(job, depthwise_sum<L>(job, image, weight, top, left, c), number * s.out_w + x, c,
+                                   bias);
             continue;
           }
           const float* at = image + (top * s.width + left) * s.channels + c;
@@ -382,7 +459,7 @@ struct Depthwise {
             simd::load(value, at + (k / 3 * s.width + k % 3) * s.channels);
             sum += value * factors[k];
           }
-          finish<L>(job, sum, number * s.out_w + x, c, bias);
+          finish<L, kActivation>(job, sum, number * s.out_w + x, c, bias);
         }
       }
     }
@@ -392,8 +469,9 @@ struct Depthwise {
 void depthwise(const Job& job) {
   const Shape& s = job.s;
   const int64_t row = s.out_w * s.channels * s.kernel_h * s.kernel_w;
-  torch::stable::parallel_for(0, s.images * s.out_h, std::max<int64_t>(1, kGrain / row),
-                              [&](int64_t begin, int64_t end) { simd::dispatch<Depthwise>(job, begin, end); });
+  torch::stable::parallel_for(
+      0, s.images * s.out_h, std::max<int64_t>(1, kGrain / row),
+      [&](int64_t begin, int64_t end) { dispatch<Depthwise>(job.activation, job, begin, end); });
 }
 
 // What a packed weight must have: panels of lanes times the rows of each (d2proj/layers/fused.py).
@@ -468,6 +546,8 @@ Tensor fused_conv2d_cpu(const Tensor& input, const Tensor& weight, std::optional
     winograd(job);
   } else if (is_depthwise) {
     depthwise(job);
+  } else if (kernel_h * kernel_w > 1 && dilation_w == 1 && s.channels <= kFewChannels && s.out_w >= kBlockRows / 2) {
+    row_by_row(job);
   } else {
     direct(job);
   }

@@ -44,8 +44,7 @@ class DarknetNetwork(nn.Module):
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
         self._heads = {layer.index for layer in self.plan.heads}
-        #: Convolutions whose output only a plain sum with another layer's reads: that layer.
-        self._residuals = _find_residuals(layers)
+        self._residuals, self._folded_sums = _find_residuals(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the network.
@@ -59,12 +58,12 @@ class DarknetNetwork(nn.Module):
         """
         outputs: dict[int, Tensor] = {-1: x}
         heads = []
-        residuals = self._residuals if is_fused() else {}
+        folds = is_fused() and not self.training
         for layer, module in zip(self.plan.layers, self.layers, strict=True):
-            if layer.index in residuals:
-                result = module(outputs[layer.sources[0]], outputs[residuals[layer.index]])
-            elif layer.index - 1 in residuals:
-                result = outputs[layer.index - 1]
+            if folds and layer.index in self._residuals:
+                result = module(outputs[layer.sources[0]], outputs[self._residuals[layer.index]])
+            elif folds and layer.index in self._folded_sums:
+                result = outputs[layer.sources[0]]
             else:
                 result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
@@ -76,20 +75,28 @@ class DarknetNetwork(nn.Module):
         return heads or [outputs[len(self.layers) - 1].flatten(1)]
 
 
-def _find_residuals(layers: tuple[Layer, ...]) -> dict[int, int]:
+def _find_residuals(layers: tuple[Layer, ...]) -> tuple[dict[int, int], set[int]]:
+    """Sums that a convolution can take over: convolution -> layer to be added, and the sums.
+
+    Nothing else may read the convolution's output, and only dropout may stand between.
+    """
     readers = Counter(i for layer in layers for i in layer.sources)
-    return {
-        layer.index - 1: layer.sources[1]
-        for layer in layers
-        if layer.kind == "shortcut"
-        and len(layer.sources) == 2
-        and not layer.floats
-        and layer.inputs[0] == layer.inputs[1]
-        and activation_of(layer.section, "linear") == "linear"
-        and layer.sources[0] >= 0
-        and layers[layer.sources[0]].kind == "convolutional"
-        and readers[layer.sources[0]] == 1
-    }
+    residuals, sums = {}, set()
+    for layer in layers:
+        plain = (
+            layer.kind == "shortcut"
+            and len(layer.sources) == 2
+            and not layer.floats
+            and layer.inputs[0] == layer.inputs[1]
+            and activation_of(layer.section, "linear") == "linear"
+        )
+        at = layer.sources[0]
+        while plain and at >= 0 and readers[at] == 1 and layers[at].kind == "dropout":
+            at = layers[at].sources[0]
+        if plain and at >= 0 and readers[at] == 1 and layers[at].kind == "convolutional":
+            residuals[at] = layer.sources[1]
+            sums.add(layer.index)
+    return residuals, sums
 
 
 class _Activated(nn.Module):

@@ -101,7 +101,7 @@ def test_every_activation(activation: str, kernel: int) -> None:
         (16, 33, 3, {"norm": None}),
     ],
 )
-@pytest.mark.parametrize("size", [(1, 1), (6, 7), (19, 13), (40, 33)])
+@pytest.mark.parametrize("size", [(1, 1), (6, 7), (40, 33), (7, 211)])
 def test_every_shape(
     channels: int, outputs: int, kernel: int, options: dict[str, Any], size: tuple[int, int]
 ) -> None:
@@ -330,8 +330,11 @@ pad=1
 batch_normalize=1
 activation=leaky
 
+[dropout]
+probability=0.5
+
 [shortcut]
-from=-3
+from=-4
 activation=linear
 
 [convolutional]
@@ -384,6 +387,7 @@ def test_networks_of_cfg_files_with_sums_in_their_convolutions() -> None:
     # Only the first sum can go into the convolution before it: the second has an activation of its
     # own, and the third adds what is no convolution.
     assert net._residuals == {2: 0}
+    assert net._folded_sums == {4}
     x = torch.randn(2, 3, 64, 64)
     expected = copy.deepcopy(net).double()(x.double())[0].detach()
     assert error(run(lambda y: net(y)[0], x), expected) < WINOGRAD
