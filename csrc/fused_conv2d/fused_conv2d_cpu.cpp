@@ -22,9 +22,10 @@ using deform_conv2d::Product;
 constexpr int64_t kTile = 4, kWindow = 6, kValues = kWindow * kWindow;
 constexpr int64_t kBlockTiles = 96;                              // of a product, whose sums stay in the L2 cache
 constexpr int64_t kPanelStride = kBlockTiles * kLanes + kLanes;  // of sums, from a panel to the next
-constexpr int64_t kTransformedBytes = int64_t(4) << 20;          // of tiles that are transformed at a time
-constexpr int64_t kGrain = 100000;                               // multiplications that are worth a thread
-constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;          // of columns, which stay there too
+constexpr int64_t kTransformedBytes = int64_t(4) << 20;          // of tiles that threads share
+constexpr int64_t kChannelsOfTiles = 128;                // of which a thread's L2 cache holds a transformed block
+constexpr int64_t kGrain = 100000;                       // multiplications that are worth a thread
+constexpr int64_t kBlockRows = 96, kDepthAtOnce = 1024;  // of columns, which stay there too
 constexpr int64_t kFewChannels = 64;
 constexpr int64_t kPairsAtOnce = 16;                          // of panels of output channels
 constexpr int64_t kSumStride = kBlockRows * kLanes + kLanes;  // from a panel of sums to the next
@@ -187,14 +188,39 @@ struct FinishTiles {
   }
 };
 
-void winograd(const Job& job) {
-  const Shape& s = job.s;
-  const int64_t tiles = s.images * s.tiles_y() * s.tiles_x();
-  // Rows that are a power of two apart would fall on the same few lines of the L1 cache.
-  const int64_t pitch = round_up(s.channels, kLanes) + kLanes;
+// Tiles [begin, end) of those that are transformed, of which the first is tile number `first`, times a pair of panels.
+void multiply_and_finish(const Job& job, const float* transformed, int64_t value_stride, int64_t pitch, int64_t first,
+                         const Range& tiles, int64_t pair, float* sums) {
+  simd::dispatch<MultiplyTiles>(job, transformed, value_stride, pitch, tiles.begin, tiles.end, pair, sums);
+  dispatch<FinishTiles>(job.activation, job, first + tiles.begin, tiles.end - tiles.begin, pair,
+                        static_cast<const float*>(sums));
+}
+
+// Many tiles of few channels: each thread takes some from end to end, all in its own cache.
+void winograd_by_tiles(const Job& job, int64_t tiles, int64_t pitch) {
+  const int64_t blocks = round_up(ceil_div(tiles, kBlockTiles), torch::stable::get_num_threads());
+  const int64_t length = ceil_div(tiles, blocks), value_stride = padded_rows(length) * pitch + kLanes;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const auto transformed = aligned_buffer<float>(kValues * value_stride);
+    const auto sums = aligned_buffer<float>(kValues * 2 * kPanelStride);
+    std::fill_n(transformed.get(), kValues * value_stride, 0.0f);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * length;
+      const Range own{0, std::min(length, tiles - first)};
+      if (own.end <= 0) break;
+      simd::dispatch<TransformInput>(job, transformed.get(), value_stride, pitch, first, own.begin, own.end);
+      for (int64_t pair = 0; pair < job.s.pairs(); ++pair) {
+        multiply_and_finish(job, transformed.get(), value_stride, pitch, first, own, pair, sums.get());
+      }
+    }
+  });
+}
+
+// Few tiles, or of many channels: threads share what is transformed, and the output channels too.
+void winograd_by_channels(const Job& job, int64_t tiles, int64_t pitch) {
   const int64_t fitting = kTransformedBytes / (kValues * pitch * static_cast<int64_t>(sizeof(float)));
   const int64_t at_once = std::min(tiles, std::max(kBlockTiles, fitting / kBlockTiles * kBlockTiles));
-  const int64_t value_stride = (padded_rows(at_once) + 1) * pitch;
+  const int64_t value_stride = padded_rows(at_once) * pitch + kLanes;
   const auto transformed = aligned_buffer<float>(kValues * value_stride);
   for (int64_t first = 0; first < tiles; first += at_once) {
     const int64_t count = std::min(at_once, tiles - first);
@@ -202,16 +228,27 @@ void winograd(const Job& job) {
       simd::dispatch<TransformInput>(job, transformed.get(), value_stride, pitch, first, begin, end);
     });
     const int64_t blocks = ceil_div(count, kBlockTiles);
-    torch::stable::parallel_for(0, blocks * s.pairs(), 1, [&](int64_t begin, int64_t end) {
-      const auto sums = aligned_buffer<float>(kValues * 2 * (kBlockTiles + 1) * kLanes);
+    torch::stable::parallel_for(0, blocks * job.s.pairs(), 1, [&](int64_t begin, int64_t end) {
+      const auto sums = aligned_buffer<float>(kValues * 2 * kPanelStride);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t pair = task / blocks, from = task % blocks * kBlockTiles;
-        simd::dispatch<MultiplyTiles>(job, static_cast<const float*>(transformed.get()), value_stride, pitch, from,
-                                      std::min(from + kBlockTiles, count), pair, sums.get());
-        dispatch<FinishTiles>(job.activation, job, first + from, std::min(kBlockTiles, count - from), pair,
-                              static_cast<const float*>(sums.get()));
+        const Range own{from, std::min(from + kBlockTiles, count)};
+        multiply_and_finish(job, transformed.get(), value_stride, pitch, first, own, pair, sums.get());
       }
     });
+  }
+}
+
+void winograd(const Job& job) {
+  const Shape& s = job.s;
+  const int64_t tiles = s.images * s.tiles_y() * s.tiles_x();
+  // Rows that are a power of two apart would fall on the same few lines of the L1 cache.
+  const int64_t pitch = round_up(s.channels, kLanes) + kLanes;
+  const bool many = tiles >= 2 * kBlockTiles * torch::stable::get_num_threads();
+  if (many && s.channels <= kChannelsOfTiles) {
+    winograd_by_tiles(job, tiles, pitch);
+  } else {
+    winograd_by_channels(job, tiles, pitch);
   }
 }
 
