@@ -406,8 +406,8 @@ def write_page(report: dict[str, Any]) -> None:
         PAGE,
         "machine",
         f"Measured on {machine['cpu']}, {report['threads']} thread(s){busy}, "
-        f"torch {machine['torch']}, OpenCV {machine['opencv']}, ONNX Runtime {machine['onnxruntime']}; "
-        f"peak in GFLOP/s: {peaks}.",
+        f"torch {machine['torch']}, OpenCV {machine['opencv']}, "
+        f"ONNX Runtime {machine['onnxruntime']}; peak in GFLOP/s: {peaks}.",
     )
 
 

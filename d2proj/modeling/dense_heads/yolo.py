@@ -54,9 +54,12 @@ class _AnchorDecoder(Decoder):
     """Anchors at every cell.
 
     Args:
-        anchors: (A, 2) width, height.
-        values_per_anchor: of the raw map's channels.
+        anchors: (T, 2) width, height.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
+
+    Raises:
+        ValueError: ``mask`` counts beyond the anchors.
     """
 
     anchors: Tensor
@@ -66,11 +69,14 @@ class _AnchorDecoder(Decoder):
         *,
         anchors: Sequence[Sequence[float]],
         num_classes: int,
-        objectness: int = 4,
+        mask: Sequence[int] | None = None,
     ) -> None:
         super().__init__(num_classes=num_classes)
-        self.objectness = objectness
-        self.register_buffer("anchors", torch.tensor(anchors).float(), persistent=False)
+        self.objectness = 4  # its place among the values of an anchor
+        if mask is not None and max(mask) >= len(anchors):
+            raise ValueError(f"mask {list(mask)} counts beyond the {len(anchors)} anchors given")
+        own = anchors if mask is None else [anchors[i] for i in mask]
+        self.register_buffer("anchors", torch.tensor(own).float(), persistent=False)
 
     def _candidate_cells(self, raw: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
         """Values (M, V) of the anchors whose objectness may suffice, their anchor and cell.
@@ -92,8 +98,9 @@ class YOLODecoder(_AnchorDecoder):
     sigmoid and w = anchor * (2 t)².
 
     Args:
-        anchors: (A, 2) width, height in pixels of the network's input.
+        anchors: (T, 2) width, height in pixels of the network's input.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
         scale_x_y: s.
         new_coords: see above.
     """
@@ -103,10 +110,11 @@ class YOLODecoder(_AnchorDecoder):
         *,
         anchors: Sequence[Sequence[float]],
         num_classes: int,
+        mask: Sequence[int] | None = None,
         scale_x_y: float = 1.0,
         new_coords: bool = False,
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes)
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask)
         self.scale_x_y = scale_x_y
         self.new_coords = new_coords
 
@@ -136,23 +144,29 @@ class YOLODecoder(_AnchorDecoder):
         return torch.cat([center - half, center + half], dim=-1)
 
 
-class GaussianYOLODecoder(_AnchorDecoder):
+class GaussianYOLODecoder(YOLODecoder):
     """Gaussian YOLOv3 (Choi et al. 2019): each coordinate comes with a standard deviation.
 
     The values of an anchor are x, σx, y, σy, w, σw, h, σh, objectness, classes; a score is also
     multiplied by one minus the mean deviation (equation 8).
 
     Args:
-        anchors: (A, 2) width, height in pixels of the network's input.
+        anchors: (T, 2) width, height in pixels of the network's input.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
         scale_x_y: as in :class:`YOLODecoder`; darknet applies it to σx and σy, too.
     """
 
     def __init__(
-        self, *, anchors: Sequence[Sequence[float]], num_classes: int, scale_x_y: float = 1.0
+        self,
+        *,
+        anchors: Sequence[Sequence[float]],
+        num_classes: int,
+        mask: Sequence[int] | None = None,
+        scale_x_y: float = 1.0,
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes, objectness=8)
-        self.scale_x_y = scale_x_y
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, scale_x_y=scale_x_y)
+        self.objectness = 8
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (9 + C), H, W)."""
@@ -186,12 +200,23 @@ class RegionDecoder(_AnchorDecoder):
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
-        stride = _strides(raw, image_size)
-        center = (values[:, :2].sigmoid() + cell) * stride
-        boxes = _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
+        boxes = self._boxes(values, anchor, cell, raw, image_size)
         classes = values[:, 5:].softmax(1) if self.softmax else values[:, 5:]
         rows, scores, kinds = _select(values[:, 4].sigmoid(), classes, score_thresh)
         return boxes[rows], scores, kinds
+
+    def _boxes(
+        self,
+        values: Tensor,
+        anchor: Tensor,
+        cell: Tensor,
+        raw: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """(M, 4) corners in pixels of what :meth:`_candidate_cells` gave."""
+        stride = _strides(raw, image_size)
+        center = (values[:, :2].sigmoid() + cell) * stride
+        return _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
 
     def grid_boxes(self, values: Tensor, stride: Tensor) -> Tensor:
         """(N, A, H, W, 4) of tx, ty, tw, th to corners in pixels, at every cell."""
