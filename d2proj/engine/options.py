@@ -104,6 +104,7 @@ EVAL: dict[str, Option] = {
     "max_images": Option(int, null=True, low=1),
     "max_detections": Option(int, low=1),
     "amp": Option(bool),
+    "fuse": Option(bool),
     "visualize": Option(int, low=0),
     "visualize_threshold": Option(float, low=0),
 }

@@ -212,6 +212,7 @@ def build_evaluation(
         workers=workers,
         max_images=cfg.eval.max_images,
         max_detections=cfg.eval.max_detections,
+        fuse=cfg.eval.fuse,
         visualize=cfg.eval.visualize,
         visualize_threshold=cfg.eval.visualize_threshold,
         autocast=precision.autocast,
