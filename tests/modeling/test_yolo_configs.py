@@ -64,8 +64,22 @@ def test_anchors_are_one_override() -> None:
         assert torch.equal(decoder.anchors, own)
     model = model_of("yolov2/yolov2", "model.anchors=[[1,2],[3,4],[5,6],[7,8],[9,10]]")
     assert torch.equal(model.decoders[0].anchors, torch.arange(1.0, 11).view(5, 2))
-    with pytest.raises(InputError, match="counts beyond the 5 anchors"):
-        model_of("yolov3/yolov3_tiny", "model.anchors=[[1,2],[3,4],[5,6],[7,8],[9,10]]")
+
+
+@pytest.mark.parametrize(
+    ("name", "anchors", "message"),
+    [
+        ("yolov3/yolov3_tiny", "[[1,2],[3,4]]", r"mask \[0, 1, 2\] counts beyond the 2 anchors"),
+        ("yolov3/yolov3_tiny", str([[9, 9]] * 7), "7 anchors, but the masks .* the first 6 alone"),
+        ("yolov3/yolov3_tiny", "[1,2,3,4]", r"must be \[\[width, height\], ...\], .* got 1"),
+        ("yolov3/yolov3_tiny", str([[-1, 2]] * 6), r"all positive, got \[-1, 2\]"),
+        ("yolov2/yolov2_tiny", "[[1,2],[3,4]]", "gives 425 values a cell, .* reads 170, of 2"),
+        ("yolo9000/yolo9000_tiny", "[[1,2]]", "num_anchors must be as many"),
+    ],
+)
+def test_anchors_that_do_not_fit(name: str, anchors: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model_of(name, f"model.anchors={anchors}", "model.num_classes=80")
 
 
 @pytest.mark.parametrize("name", SCRATCH)
