@@ -29,10 +29,15 @@ def vgg_prefix(names: Iterable[str]) -> str | None:
     return min((p for p in found if not p or p.endswith(".")), key=len, default=None)
 
 
-def is_vgg_classifier(names: Iterable[str]) -> bool:
-    """Whether these are torchvision's VGG or a reducedfc file: numbered layers alone."""
-    rest = [n for n in names if not n.startswith("classifier.")]
-    return bool(rest) and all(map(_NUMBERED.match, rest))
+def is_vgg_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether these are torchvision's VGG or a reducedfc file.
+
+    Numbered layers alone, as any Sequential has them, the first a 3x3 convolution of a picture.
+    """
+    rest = [n for n in tensors if not n.startswith("classifier.")]
+    first = tensors.get("features.0.weight", tensors.get("0.weight"))
+    stem = first is not None and tuple(first.shape[1:]) == (3, 3, 3)
+    return stem and all(map(_NUMBERED.match, rest))
 
 
 def classifier_names(

@@ -205,6 +205,7 @@ def test_convert_refuses(data: Path, tmp_path: Path, capsys) -> None:
         ([cfg, weights, target], "exists"),
         ([data / "cfg" / "yolov3.cfg", weights, tmp_path / "y.pth"], "holds 346062 values"),
         ([cfg, tmp_path / "absent", tmp_path / "y.pth"], "does not exist"),
+        ([cfg, weights, tmp_path / "y.pth", "--layers=-3"], "--layers must be 1 to 131, got -3"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["convert", *map(str, arguments)])

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
-from d2proj.data import RandomJitter
+from d2proj.data.augmentations import RandomJitter
 from d2proj.engine.config import build, load_config
 from d2proj.engine.schedule import Schedule
 from d2proj.errors import InputError
