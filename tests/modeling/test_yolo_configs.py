@@ -73,7 +73,7 @@ def test_anchors_are_one_override() -> None:
         ("yolov3/yolov3_tiny", str([[9, 9]] * 7), "7 anchors, but the masks .* the first 6 alone"),
         ("yolov3/yolov3_tiny", "[1,2,3,4]", r"must be \[\[width, height\], ...\], .* got 1"),
         ("yolov3/yolov3_tiny", str([[-1, 2]] * 6), r"all positive, got \[-1, 2\]"),
-        ("yolov2/yolov2_tiny", "[[1,2],[3,4]]", "gives 425 values a cell, .* reads 170, of 2"),
+        ("yolov2/yolov2_tiny", "[[1,2],[3,4]]", "gives 425 values a cell, .* reads 170"),
         ("yolo9000/yolo9000_tiny", "[[1,2]]", "num_anchors must be as many"),
     ],
 )

@@ -61,16 +61,17 @@ class YOLO(DenseDetector):
             read = getattr(decoder, "channels", None)
             if None not in (given, read) and given != read:
                 raise ValueError(
-                    f"the head gives {given} values a cell, but its decoder reads {read}, of "
-                    f"{len(decoder.anchors)} anchors: head.num_anchors must be as many"
+                    f"the head gives {given} values a cell, but its decoder reads {read}: "
+                    "head.num_anchors must be as many as the decoder's anchors"
                 )
-        masks = [loss.mask.tolist() for loss in self.level_losses if hasattr(loss, "mask")]
-        used = 1 + max((i for mask in masks for i in mask), default=-1)
-        if masks and self.anchors is not None and len(self.anchors) > used:
-            raise ValueError(
-                f"there are {len(self.anchors)} anchors, but the masks of decoders and losses name "
-                f"the first {used} alone"
-            )
+        masks = [cast(Tensor, loss.mask) for loss in self.level_losses if hasattr(loss, "mask")]
+        if self.anchors is not None and masks:
+            used = 1 + int(torch.cat(masks).max())
+            if len(self.anchors) > used:
+                raise ValueError(
+                    f"there are {len(self.anchors)} anchors, but the masks of decoders and losses "
+                    f"name the first {used} alone"
+                )
 
     def darknet_layers(self) -> Iterable[nn.Module]:
         """The layers with weights in the order of darknet's weights files.
