@@ -117,7 +117,9 @@ def test_decoders_equal_darknets_loops(data, name: str) -> None:
 @pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no importer")
 @pytest.mark.parametrize("name", ["cfg/yolov4-csp.cfg", "cfg/yolov3-tiny.cfg"])
 @torch.no_grad()
-def test_decoded_boxes_equal_opencvs(data, tmp_path, randomise, name: str) -> None:
+def test_decoded_boxes_equal_opencvs(
+    data, tmp_path, randomise, no_initial_weights, name: str
+) -> None:
     """OpenCV's region layer gives (x, y, w, h, objectness, scores), 0 to 1; new_coords too."""
     side = 160
     cfg, weights = tmp_path / "x.cfg", tmp_path / "x.weights"

@@ -39,6 +39,7 @@ def at_size(text: str, side: int) -> str:
 
 @pytest.mark.skipif(not has_importer(), reason="OpenCV 5 has no darknet importer; install <5")
 @pytest.mark.parametrize("name", CV2_READS)
+@pytest.mark.usefixtures("no_initial_weights")
 @torch.no_grad()
 def test_raw_maps_equal_opencvs(data, tmp_path, randomise, name: str) -> None:
     cfg, weights = tmp_path / "x.cfg", tmp_path / "x.weights"
@@ -166,11 +167,12 @@ def test_weighted_shortcut_equals_darknets_loop(rule: str, kind: str) -> None:
     np.testing.assert_allclose(got.view(1, 5, 2, 3), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_initial_weights")
 @torch.no_grad()
-def test_every_published_network_runs(data, randomise) -> None:
+def test_every_other_published_network_runs(data, randomise) -> None:
     """At a small size; the one that fixes its own ([connected]) has a test to itself."""
     for file in sorted(data.glob("cfg/*.cfg")):
-        if file.stem == "yolov1":
+        if file.stem == "yolov1" or f"cfg/{file.name}" in CV2_READS:
             continue
         network = DarknetNetwork(plan_network(file, height=64, width=64)).eval()
         randomise(network)
