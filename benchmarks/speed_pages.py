@@ -43,6 +43,15 @@ def table(rows: list[dict[str, Any]], most: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill(page: Path, name: str, text: str) -> None:
+    """Put text between the page's comments ``<!-- name -->`` and ``<!-- /name -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.read_text().partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     """Write."""
     report = json.loads(RESULTS.read_text())

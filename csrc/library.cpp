@@ -109,6 +109,12 @@ STABLE_TORCH_LIBRARY(d2proj, m) {
       "SymInt batch_size, SymInt channels, SymInt height, SymInt width, bool channels_last, bool deterministic) "
       "-> Tensor");
 
+  // Inference alone: a convolution with bias, activation and residual; weights come packed (d2proj/layers/fused.py)
+  m.def(
+      "_fused_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int out_channels, int kernel_h, "
+      "int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, bool winograd, "
+      "bool depthwise, int activation, float slope) -> Tensor");
+
   // ps_roi_pool, ps_roi_align
   m.def(
       "ps_roi_pool(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width) "

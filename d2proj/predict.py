@@ -135,7 +135,10 @@ def _run(cfg: DictConfig, args: argparse.Namespace, sources: list[Source], outpu
     model = setup.build_model(cfg, device, seed=0)
     setup.initialize_weights(model, args.weights, strict_classes=True)
     predictor = Predictor(
-        model, build(cfg, "data.val_augmentations"), image_format=cfg.data.image_format
+        model,
+        build(cfg, "data.val_augmentations"),
+        image_format=cfg.data.image_format,
+        fuse=cfg.eval.fuse,
     )
     try:
         output.mkdir(parents=True, exist_ok=True)

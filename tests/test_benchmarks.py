@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from benchmarks.speed_pages import fill
 from d2proj.utils.testing import run_python
 
 
@@ -34,3 +37,13 @@ sys.exit(ops.main())
     assert done.returncode == 0, done.stdout + done.stderr
     for row in json.loads(output.read_text())["rows"]:
         assert min(row["ours_ms"], row["peer_ms"], row["floor_ms"]) > 0
+
+
+def test_tables_replace_what_was_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- x -->\nold\n<!-- /x --> b\n")
+    for text in ("| new |", "| newer |"):
+        fill(page, "x", text)
+        assert page.read_text() == f"a <!-- x -->\n{text}\n<!-- /x --> b\n"
+    with pytest.raises(ValueError, match="has no <!-- y -->"):
+        fill(page, "y", "")

@@ -8,6 +8,7 @@ eval = dict(
     max_images=None,  # only the first N images
     max_detections=100,  # of an image, by score
     amp=False,  # evaluate in train.amp.dtype too
+    fuse=True,  # on a CPU: convolutions fused and by Winograd's algorithm, see docs/speed.md
     visualize=0,  # pictures of the first N images, predictions beside ground truth
     visualize_threshold=0.3,  # lowest score drawn
 )

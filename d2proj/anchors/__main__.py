@@ -96,13 +96,13 @@ def box_shapes(records: DetectionRecords, resize: "_Stretch | _Augmented") -> np
     Raises:
         InputError: there are none.
     """
-    sizes = np.stack([records.heights, records.widths], axis=1)
+    wanted = ~records.crowd & ~records.labels()
+    image = records.image_of_box()[wanted]
+    sizes = np.stack([records.heights[image], records.widths[image]], axis=1)
     different, kind = np.unique(sizes, axis=0, return_inverse=True)
     scales = np.array([resize.scale(int(h), int(w)) for h, w in different]).reshape(-1, 2)
-    wanted = ~records.crowd
     boxes = records.boxes[wanted]
-    scale = scales[kind.reshape(-1)[records.image_of_box()[wanted]]]
-    shapes = (boxes[:, 2:] - boxes[:, :2]) * scale
+    shapes = (boxes[:, 2:] - boxes[:, :2]) * scales[kind.reshape(-1)]
     if not len(shapes):
         raise InputError("the training set has no boxes")
     return shapes

@@ -1,6 +1,7 @@
 """The network of a cfg file as a torch module."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from d2proj.layers import (
     WeightedSum,
     get_activation,
 )
+from d2proj.layers.fused import is_fused
 from d2proj.layers.weighted_sum import add_maps
 
 #: What AlexeyAB/darknet adds to a variance; OpenCV's importer takes 1e-6.
@@ -49,6 +51,7 @@ class DarknetNetwork(nn.Module):
                 module.norm = CmBN(module.out_channels, subdivisions, eps=bn_eps)
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
+        self._residuals, self._folded_sums = _find_residuals(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the network.
@@ -62,8 +65,14 @@ class DarknetNetwork(nn.Module):
         """
         outputs: dict[int, Tensor] = {-1: x}
         heads = []
+        folds = is_fused() and not self.training
         for layer, module in zip(self.plan.layers, self.layers, strict=True):
-            result = module(*[outputs[i] for i in layer.sources])
+            if folds and layer.index in self._residuals:
+                result = module(outputs[layer.sources[0]], outputs[self._residuals[layer.index]])
+            elif folds and layer.index in self._folded_sums:
+                result = outputs[layer.sources[0]]
+            else:
+                result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
             if layer.index in self._heads:
                 heads.append(result)
@@ -71,6 +80,30 @@ class DarknetNetwork(nn.Module):
                 if self._last_use[i] == layer.index:
                     outputs.pop(i, None)
         return heads or [outputs[len(self.layers) - 1].flatten(1)]
+
+
+def _find_residuals(layers: tuple[Layer, ...]) -> tuple[dict[int, int], set[int]]:
+    """Sums that a convolution can take over: convolution -> layer to be added, and the sums.
+
+    Nothing else may read the convolution's output, and only dropout may stand between.
+    """
+    readers = Counter(i for layer in layers for i in layer.sources)
+    residuals, sums = {}, set()
+    for layer in layers:
+        plain = (
+            layer.kind == "shortcut"
+            and len(layer.sources) == 2
+            and not layer.floats
+            and layer.inputs[0] == layer.inputs[1]
+            and activation_of(layer.section, "linear") == "linear"
+        )
+        at = layer.sources[0]
+        while plain and at >= 0 and readers[at] == 1 and layers[at].kind == "dropout":
+            at = layers[at].sources[0]
+        if plain and at >= 0 and readers[at] == 1 and layers[at].kind == "convolutional":
+            residuals[at] = layer.sources[1]
+            sums.add(layer.index)
+    return residuals, sums
 
 
 class _Activated(nn.Module):
@@ -149,9 +182,13 @@ class Pool(nn.Module):
         self.mean = layer.kind == "local_avgpool"
 
     def _pad(self, x: Tensor, value: float) -> Tensor:
+        """What the windows reach outside the map; of an even size by stride 2 that is nothing."""
         before = self.options.padding // 2
-        after = self.options.padding - before
-        return F.pad(x, (before, after, before, after), value=value)
+        reach = []
+        for side, stride in zip(x.shape[:1:-1], self.options.stride[::-1], strict=True):
+            steps = (side + self.options.padding - self.options.size) // stride
+            reach += [before, max(0, steps * stride + self.options.size - before - side)]
+        return F.pad(x, reach, value=value) if any(reach) else x
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H', W')."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2proj.data.records import DetectionRecords
@@ -20,11 +21,13 @@ class DatasetReport:
 
     Attributes:
         images: number of images kept.
-        empty_images: how many of them have no box to train on.
+        empty_images: how many of them have neither a box nor a label to train on.
         boxes: number of boxes kept, crowd boxes not counted.
         crowd: number of boxes that are ignored (COCO's crowds, VOC's difficult ones).
         clipped: number of kept boxes that reached outside their image and were cut.
         per_class: boxes of each class, crowd boxes not counted.
+        labelled_images: how many images have a label without a box.
+        per_label: labels without boxes of each class that has any.
         dropped: reason -> (count, an example) of boxes and images that were left out.
         notes: sentences about anything else a reader should know.
     """
@@ -35,17 +38,23 @@ class DatasetReport:
     crowd: int = 0
     clipped: int = 0
     per_class: dict[str, int] = field(default_factory=dict)
+    labelled_images: int = 0
+    per_label: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, tuple[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """A table for people, several lines."""
         lines = [
-            f"{self.images} images ({self.empty_images} without boxes), {self.boxes} boxes of "
+            f"{self.images} images ({self._without_boxes()}), {self.boxes} boxes of "
             f"{len(self.per_class)} classes, {self.crowd} ignored (crowd or difficult)"
         ]
         width = max((len(name) for name in self.per_class), default=0)
         lines += [f"  {name:<{width}}  {count}" for name, count in self.per_class.items()]
+        if self.per_label:
+            counts = [f"{name} {count}" for name, count in self.per_label.items()]
+            shown = ", ".join(counts[:20]) + (", ..." if len(counts) > 20 else "")
+            lines.append(f"labels without boxes, of {len(counts)} classes: {shown}")
         if self.clipped:
             lines.append(f"clipped to the image: {self.clipped} boxes")
         lines += [
@@ -53,6 +62,11 @@ class DatasetReport:
             for reason, (count, example) in self.dropped.items()
         ]
         return "\n".join(lines + self.notes)
+
+    def _without_boxes(self) -> str:
+        if not self.labelled_images:
+            return f"{self.empty_images} without boxes"
+        return f"{self.labelled_images} labelled without boxes, {self.empty_images} empty"
 
 
 @dataclass
@@ -67,6 +81,8 @@ class DetectionData:
         report: what was found, dropped and clipped.
         json_file: COCO json to evaluate against: the data set's own where that can be used as it
             stands; None until ``evaluation_json`` has written one otherwise.
+        label_names: of the labels from ``num_classes`` on, which only images without boxes have:
+            the model must know what they are (``YOLO9000.learn_labels``).
     """
 
     name: str
@@ -75,6 +91,7 @@ class DetectionData:
     category_ids: list[int]
     report: DatasetReport
     json_file: str | None = None
+    label_names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.dicts)
@@ -136,7 +153,8 @@ class DetectionData:
 
     def _coco_images(self) -> Iterator[dict[str, Any]]:
         records = self.dicts
-        for i in range(len(records)):
+        # What is to be found in images with mere labels is not known.
+        for i in np.flatnonzero(~records.labelled_images()).tolist():
             yield {
                 "id": int(records.image_ids[i]),
                 "file_name": records.file_names[i],
@@ -149,7 +167,10 @@ class DetectionData:
         sizes = records.boxes[:, 2:] - records.boxes[:, :2]
         areas = sizes.prod(axis=1) if records.areas is None else records.areas
         # Identity counts from 1: COCO's evaluation takes an annotation 0 for "no match".
+        labelled = records.labelled_images()
         for k, image in enumerate(records.image_of_box()):
+            if labelled[image]:
+                continue
             (x, y), (width, height) = records.boxes[k, :2], sizes[k]
             yield {
                 "id": k + 1,

@@ -35,6 +35,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     repeat_threshold: float = 0.0,
     filter_empty: bool = True,
+    classification_share: float = 0.8,
     on_bad_image: str = "raise",
     image_format: str = "BGR",
 ) -> "TrainLoader":
@@ -53,13 +54,14 @@ def build_train_loader(
         start_iter: iterations that are already done.
         aspect_ratio_grouping: make batches of wide or of tall images only (less padding).
         repeat_threshold: class frequency below which images are repeated as in LVIS; 0: never.
-        filter_empty: leave out images without boxes to train on.
+        filter_empty: leave out images without boxes (or labels) to train on.
+        classification_share: of images with labels without boxes in a batch, where there are both.
         on_bad_image: "raise", or "skip": another image takes its place.
         image_format: order of the channels.
 
     Raises:
-        InputError: a batch size that the processes cannot share, no image left to train on, or,
-            while iterating, an image that cannot be used.
+        InputError: a share that is none, a batch size that the processes cannot divide, no image
+            left to train on, or, while iterating, an image that cannot be used.
     """
     world_size = comm.get_world_size()
     if batch_size < 1 or batch_size % world_size:
@@ -68,11 +70,22 @@ def build_train_loader(
             f"({world_size}), not {batch_size}."
         )
     _check_workers(workers)
+    if not 0 <= classification_share <= 1:
+        raise InputError(
+            f"data.classification_share must be between 0 and 1, not {classification_share}."
+        )
     indices: np.ndarray = np.arange(len(data))
+    labelled = data.dicts.labelled_images()
     if filter_empty:
-        indices = np.flatnonzero(data.dicts.boxes_per_image(crowd=False))
+        indices = np.flatnonzero(labelled | (data.dicts.boxes_per_image(crowd=False) > 0))
     if not len(indices):
         raise InputError(f"{data.name}: none of its {len(data)} images has a box to train on.")
+    labelled = labelled[indices]
+    is_mixture = bool(labelled.any() and not labelled.all())
+    factors = None
+    if repeat_threshold:
+        repeated = indices[~labelled] if is_mixture else indices
+        factors = repeat_factors(data.dicts, repeated, repeat_threshold)
     tall = data.dicts.heights[indices] >= data.dicts.widths[indices]
     sampler = TrainBatchSampler(
         indices,
@@ -80,7 +93,9 @@ def build_train_loader(
         seed=seed,
         start=start_iter,
         tall=tall if aspect_ratio_grouping else None,
-        factors=repeat_factors(data.dicts, indices, repeat_threshold) if repeat_threshold else None,
+        factors=factors,
+        labelled=labelled if is_mixture else None,
+        share=classification_share,
     )
     mapper = DetectionMapper(augmentations, image_format=image_format, training=True)
     samples = SeededSamples(data.dicts, mapper, seed=seed, replacements=indices)

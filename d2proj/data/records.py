@@ -46,13 +46,15 @@ class DetectionRecords(Sequence[dict[str, Any]]):
     Attributes:
         file_names: N paths of image files.
         image_ids: int64[N].
-        widths: int32[N], pixels; the image as read (after EXIF rotation).
+        widths: int32[N], pixels; the image as read (after EXIF rotation). 0: not known before.
         heights: int32[N], pixels.
         first_box: int64[N + 1].
         boxes: float64[M, 4], x1 y1 x2 y2 in pixels, inside the image, of positive area.
         classes: int32[M], contiguous from 0.
         crowd: bool[M]; ignored in evaluation and not trained on.
         areas: float64[M] for COCO's size ranges where the data set gives them (area of the mask).
+        has_box: bool[M], false for a mere label of the image, whose box is 0, 0, 0, 0; None where
+            there are none.
     """
 
     file_names: StringColumn
@@ -64,6 +66,7 @@ class DetectionRecords(Sequence[dict[str, Any]]):
     classes: npt.NDArray[np.int32]
     crowd: npt.NDArray[np.bool_]
     areas: npt.NDArray[np.float64] | None = None
+    has_box: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -77,22 +80,16 @@ class DetectionRecords(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         rows = slice(int(self.first_box[index]), int(self.first_box[index + 1]))
-        columns = (self.boxes[rows], self.classes[rows], self.crowd[rows])
-        return {
-            "file_name": self.file_names[index],
-            "image_id": int(self.image_ids[index]),
-            "height": int(self.heights[index]),
-            "width": int(self.widths[index]),
-            "annotations": [
-                {
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": category,
-                    "iscrowd": int(crowd),
-                }
-                for box, category, crowd in zip(*(c.tolist() for c in columns), strict=True)
-            ],
-        }
+        columns = (self.boxes, self.classes, self.crowd, ~self.labels(rows))
+        record = {"file_name": self.file_names[index], "image_id": int(self.image_ids[index])}
+        if self.widths[index]:
+            record |= {"height": int(self.heights[index]), "width": int(self.widths[index])}
+        annotations: list[dict[str, Any]] = []
+        values = (column[rows].tolist() for column in columns[:3])
+        for box, category, crowd, has_box in zip(*values, columns[3].tolist(), strict=True):
+            place = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS} if has_box else {}
+            annotations.append({**place, "category_id": category, "iscrowd": int(crowd)})
+        return {**record, "annotations": annotations}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -101,8 +98,45 @@ class DetectionRecords(Sequence[dict[str, Any]]):
         """int64[M]: the index of the image that each box belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.first_box))
 
+    def labels(self, rows: slice = slice(None)) -> npt.NDArray[np.bool_]:
+        """Which of these boxes (bool[M] for all) are mere labels of the image."""
+        if self.has_box is None:
+            return np.zeros(len(self.crowd[rows]), dtype=np.bool_)
+        return ~self.has_box[rows]
+
+    def labelled_images(self) -> npt.NDArray[np.bool_]:
+        """bool[N]: the images that have a label without a box."""
+        labelled = np.zeros(len(self), dtype=np.bool_)
+        labelled[self.image_of_box()[self.labels()]] = True
+        return labelled
+
     def boxes_per_image(self, *, crowd: bool) -> npt.NDArray[np.int64]:
         """int64[N]: how many boxes each image has, with or without its crowd boxes."""
-        if crowd:
-            return np.diff(self.first_box)
-        return np.bincount(self.image_of_box()[~self.crowd], minlength=len(self))
+        counted = ~self.labels() & (crowd | ~self.crowd)
+        return np.bincount(self.image_of_box()[counted], minlength=len(self))
+
+    def with_labels(
+        self, file_names: Sequence[str], labels: npt.NDArray[np.int32]
+    ) -> "DetectionRecords":
+        """These images and further ones, each of one label, no box and unknown size.
+
+        Args:
+            file_names: their L paths.
+            labels: int32[L], the class of each.
+        """
+        count = len(labels)
+        first_id = int(self.image_ids.max(initial=0)) + 1
+        one_each = self.first_box[-1] + np.arange(1, count + 1)
+        unknown = np.zeros(count, dtype=np.int32)
+        return DetectionRecords(
+            file_names=StringColumn([*self.file_names, *file_names]),
+            image_ids=np.concatenate([self.image_ids, np.arange(first_id, first_id + count)]),
+            widths=np.concatenate([self.widths, unknown]),
+            heights=np.concatenate([self.heights, unknown]),
+            first_box=np.concatenate([self.first_box, one_each]),
+            boxes=np.concatenate([self.boxes, np.zeros((count, 4))]),
+            classes=np.concatenate([self.classes, labels]),
+            crowd=np.concatenate([self.crowd, np.zeros(count, dtype=np.bool_)]),
+            areas=None if self.areas is None else np.concatenate([self.areas, np.zeros(count)]),
+            has_box=np.concatenate([~self.labels(), np.zeros(count, dtype=np.bool_)]),
+        )

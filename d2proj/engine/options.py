@@ -89,6 +89,7 @@ DATA: dict[str, Option] = {
     "aspect_ratio_grouping": Option(bool),
     "repeat_threshold": Option(float, low=0),
     "filter_empty": Option(bool),
+    "classification_share": Option(float, low=0),
     "on_bad_image": Option(str, choices=("raise", "skip")),
     "image_format": Option(str, choices=("BGR", "RGB")),
     "train_augmentations": Option(list),
@@ -103,6 +104,7 @@ EVAL: dict[str, Option] = {
     "max_images": Option(int, null=True, low=1),
     "max_detections": Option(int, low=1),
     "amp": Option(bool),
+    "fuse": Option(bool),
     "visualize": Option(int, low=0),
     "visualize_threshold": Option(float, low=0),
 }

@@ -165,6 +165,7 @@ def _build_trainer(
     cfg: DictConfig, data: DetectionData, output_dir: Path, device: torch.device
 ) -> Trainer:
     model = setup.build_model(cfg, device, cfg.train.seed)
+    setup.prepare_for_labels(model, data)
     optimizer = setup.build_optimizer(cfg, model)
     node = cfg.train.ema
     ema = None
@@ -181,6 +182,7 @@ def _build_trainer(
         aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
         repeat_threshold=cfg.data.repeat_threshold,
         filter_empty=cfg.data.filter_empty,
+        classification_share=cfg.data.classification_share,
         on_bad_image=cfg.data.on_bad_image,
         image_format=cfg.data.image_format,
     )

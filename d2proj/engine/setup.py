@@ -113,9 +113,13 @@ def load_data(cfg: DictConfig, *, train: bool) -> tuple[DetectionData | None, De
 
 def resolve_lengths(cfg: DictConfig, train: DetectionData) -> Lengths:
     """Epochs to iterations."""
-    images = len(train)
+    images = float(len(train))
     if cfg.data.filter_empty:
         images -= train.report.empty_images
+    labelled, share = train.report.labelled_images, cfg.data.classification_share
+    if 0 < labelled < images:
+        # An epoch is a pass over the images with boxes.
+        images = (images - labelled) / (1 - share) if share < 1 else labelled
     per_epoch = max(images / cfg.data.batch_size, 1e-9)
     if cfg.train.max_iter is None and not cfg.train.epochs:
         raise InputError("Either train.epochs or train.max_iter must be set.")
@@ -150,6 +154,24 @@ def build_model(cfg: DictConfig, device: torch.device, seed: int) -> nn.Module:
     parameters = sum(p.numel() for p in model.parameters())
     logger.info(f"{type(model).__name__}: {parameters / 1e6:.2f} M parameters")
     return model
+
+
+def prepare_for_labels(model: nn.Module, data: DetectionData) -> None:
+    """Tell the model what labels without boxes the data has, if any.
+
+    Raises:
+        InputError: it does not know them, or can only learn from boxes.
+    """
+    if not data.report.labelled_images:
+        return
+    learn = getattr(model, "learn_labels", None)
+    if learn is None:
+        raise InputError(
+            f"{data.report.labelled_images} images to train on have labels without boxes, which "
+            f"{type(model).__name__} cannot learn from (YOLO9000 can): unset "
+            "dataset.train.classification and leave out annotations without bbox."
+        )
+    learn(data.class_names, data.label_names)
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -190,6 +212,7 @@ def build_evaluation(
         workers=workers,
         max_images=cfg.eval.max_images,
         max_detections=cfg.eval.max_detections,
+        fuse=cfg.eval.fuse,
         visualize=cfg.eval.visualize,
         visualize_threshold=cfg.eval.visualize_threshold,
         autocast=precision.autocast,

@@ -40,6 +40,7 @@ class CocoEvaluation:
         workers: int = 0,
         max_images: int | None = None,
         max_detections: int = 100,
+        fuse: bool = True,
         visualize: int = 0,
         visualize_threshold: float = 0.3,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -51,6 +52,7 @@ class CocoEvaluation:
         self._batch_size = batch_size
         self._max_images = min(max_images or len(data), len(data))
         self._max_detections = max_detections
+        self._fuse = fuse
         self._visualize = min(visualize, self._max_images)
         self._threshold = visualize_threshold
         self._autocast = autocast
@@ -90,6 +92,7 @@ class CocoEvaluation:
             self._loader if everything else _only(self._loader, first_images),
             DatasetEvaluators([evaluator, pictures]),
             autocast=self._autocast,
+            fuse=self._fuse,
         )
         results: dict[str, Any] = comm.all_gather(self._metrics(evaluator))[0]
         if not comm.is_main_process():

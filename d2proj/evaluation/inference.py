@@ -12,6 +12,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from d2proj.layers import fused_inference
+
 logger = logging.getLogger(__name__)
 _WARMUP_BATCHES = 3  # allocations and lazily chosen kernels
 
@@ -38,15 +40,17 @@ class Speed:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, fuse: bool = True) -> Iterator[None]:
     """Eval mode without gradients, and the former mode afterwards.
+
+    With ``fuse``, convolutions on a CPU run fused (:func:`d2proj.layers.fused_inference`).
 
     Not ``inference_mode``: anchors that a model caches in there could not be used in training.
     """
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fused_inference(fuse):
             yield
     finally:
         model.train(training)
@@ -59,13 +63,17 @@ def run_inference(
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     max_batches: int | None = None,
+    fuse: bool = True,
 ) -> Speed:
-    """Feed every batch to the model and its outputs to ``evaluator.process``."""
+    """Feed every batch to the model and its outputs to ``evaluator.process``.
+
+    ``fuse`` is that of :func:`evaluating`.
+    """
     evaluator.reset()
     images = timed = 0
     model_seconds = total_seconds = 0.0
     last_log = time.perf_counter()
-    with evaluating(model):
+    with evaluating(model, fuse=fuse):
         mark = time.perf_counter()
         for index, batch in enumerate(batches):
             if max_batches is not None and index >= max_batches:

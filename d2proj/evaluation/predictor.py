@@ -17,11 +17,20 @@ class Predictor:
     """Calls a model on pictures as they come from OpenCV, after the validation's augmentations."""
 
     def __init__(
-        self, model: nn.Module, augmentations: Sequence[Any], *, image_format: str = "BGR"
+        self,
+        model: nn.Module,
+        augmentations: Sequence[Any],
+        *,
+        image_format: str = "BGR",
+        fuse: bool = True,
     ) -> None:
-        """Use ``model``, which takes channels in the order ``image_format``."""
+        """Use ``model``, which takes channels in the order ``image_format``.
+
+        ``fuse`` is that of :func:`d2proj.evaluation.evaluating`.
+        """
         self._model = model
         self._augmentations = T.AugmentationList(list(augmentations))
+        self._fuse = fuse
         self._to_rgb = image_format == "RGB"
 
     def __call__(self, image: np.ndarray) -> Instances:
@@ -38,6 +47,6 @@ class Predictor:
         self._augmentations(augmented)
         tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         sample = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
-        with evaluating(self._model):
+        with evaluating(self._model, fuse=self._fuse):
             instances: Instances = self._model([sample])[0]["instances"]
         return instances.to("cpu")

@@ -6,6 +6,7 @@ from d2proj.layers.conv import Conv2d, conv_norm_act
 from d2proj.layers.cross_iteration import CBNConv2d
 from d2proj.layers.dropblock import DropBlock
 from d2proj.layers.filter_response import FRN, TLU
+from d2proj.layers.fused import fused_inference
 from d2proj.layers.l2norm import L2Norm
 from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
@@ -37,6 +38,7 @@ __all__ = [
     "SqueezeExcitation",
     "WeightedSum",
     "conv_norm_act",
+    "fused_inference",
     "get_activation",
     "get_norm",
 ]

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from d2proj.layers import fused
 from d2proj.layers.activation import Activation, get_activation
 from d2proj.layers.norm import FrozenBatchNorm2d, NormFactory, get_norm, scale_and_shift
 
@@ -18,7 +19,7 @@ class Conv2d(nn.Conv2d):
     shift is folded into the kernel instead of being another pass over the map:
     ``FrozenBatchNorm2d`` always (gradients flow through the folded weight), ``BatchNorm2d`` in
     evaluation without gradients. A fold that needs no gradient is kept until a tensor that it was
-    made from changes.
+    made from changes. Inside :func:`d2proj.layers.fused_inference` the whole is one compiled pass.
 
     Args:
         norm: module applied to the output, or None.
@@ -37,9 +38,14 @@ class Conv2d(nn.Conv2d):
         self.norm = norm
         self.activation = activation
         self._fold: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self._packed: tuple[tuple[int, ...], fused.Packed] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'), to which a residual of that shape is added."""
+        if fused.can_fuse(self, self.activation, x) and (
+            self.norm is None or self._norm_is_constant()
+        ):
+            return fused.run(self, self._pack(), self.activation, x, residual)
         if self._norm_is_constant():
             weight, bias = self._folded()
             x = self._conv_forward(x, weight, bias)
@@ -47,7 +53,8 @@ class Conv2d(nn.Conv2d):
             x = self._conv_forward(x, self.weight, self.bias)
             if self.norm is not None:
                 x = self.norm(x)
-        return x if self.activation is None else self.activation(x)
+        x = x if self.activation is None else self.activation(x)
+        return x if residual is None else x + residual
 
     def _norm_is_constant(self) -> bool:
         norm = self.norm
@@ -75,19 +82,33 @@ class Conv2d(nn.Conv2d):
         weight = self.weight * scale.view(-1, 1, 1, 1)
         return weight, shift if self.bias is None else self.bias * scale + shift
 
+    def _pack(self) -> fused.Packed:
+        key = self._fold_key()
+        if self._packed is None or self._packed[0] != key:
+            weight, bias = self._make_fold() if self.norm is not None else (self.weight, self.bias)
+            self._packed = (key, fused.pack(self, weight, bias))
+        return self._packed[1]
+
     def _fold_key(self) -> tuple[int, ...]:
-        norm = cast(nn.Module, self.norm)
-        tensors = (self.weight, *norm.parameters(), *norm.buffers())
-        return tuple(number for t in tensors for number in (t.data_ptr(), t._version))
+        tensors = [self.weight, *(() if self.bias is None else (self.bias,))]
+        if self.norm is not None:
+            # Its own alone, and from the dicts: this runs at every call of a small layer.
+            own = (*self.norm._parameters.values(), *self.norm._buffers.values())
+            tensors += [t for t in own if t is not None]
+        key = []
+        for t in tensors:
+            key += [t.data_ptr(), 0 if t.is_inference() else t._version]
+        return tuple(key)
 
     def train(self, mode: bool = True) -> "Conv2d":
         """Switch to training or evaluation."""
         # Writes through ``.data`` leave no trace in the key: start each phase anew.
-        self._fold = None
+        if mode != self.training:
+            self._fold = self._packed = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fold": None}
+        return {**self.__dict__, "_fold": None, "_packed": None}
 
 
 def conv_norm_act(

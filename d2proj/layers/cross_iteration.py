@@ -55,10 +55,10 @@ class CBNConv2d(Conv2d):
         """Say how much of the training is done, 0 to 1; until then it counts as complete."""
         self._progress = fraction
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'), to which a residual of that shape is added."""
         if not self._uses_window():
-            return super().forward(x)
+            return super().forward(x, residual)
         norm = cast(nn.BatchNorm2d, self.norm)
         y = self._conv_forward(x, self.weight, None)
         wide = y if y.dtype == torch.float64 else y.float()
@@ -74,7 +74,8 @@ class CBNConv2d(Conv2d):
         y = torch.addcmul(
             norm.bias[:, None, None], wide - mean[:, None, None], scale[:, None, None]
         ).to(y.dtype)
-        return y if self.activation is None else self.activation(y)
+        y = y if self.activation is None else self.activation(y)
+        return y if residual is None else y + residual
 
     def _uses_window(self) -> bool:
         return (

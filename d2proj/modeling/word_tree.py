@@ -37,6 +37,7 @@ class WordTree(nn.Module):
     child_group: Tensor
     jumps: Tensor
     class_map: Tensor | None
+    label_map: Tensor | None
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class WordTree(nn.Module):
         self.register_buffer("jumps", stacked, persistent=False)
         nodes = None if class_map is None else torch.tensor(list(class_map))
         self.register_buffer("class_map", nodes, persistent=False)
+        self.register_buffer("label_map", nodes, persistent=False)
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -80,8 +82,13 @@ class WordTree(nn.Module):
         return len(self) if self.class_map is None else len(self.class_map)
 
     def nodes(self, classes: Tensor) -> Tensor:
-        """The nodes of classes of the data (int64, any shape)."""
-        return classes if self.class_map is None else self.class_map[classes]
+        """The nodes of classes of the data and further labels (int64, any shape)."""
+        return classes if self.label_map is None else self.label_map[classes]
+
+    def set_labels(self, nodes: Sequence[int]) -> None:
+        """Let the labels after the classes of the data stand for these nodes."""
+        classes = torch.arange(len(self)) if self.class_map is None else self.class_map
+        self.label_map = torch.cat([classes.to(self.parents), self.parents.new_tensor(nodes)])
 
     def path(self, node: int) -> list[int]:
         """The node and its ancestors, up to a root."""

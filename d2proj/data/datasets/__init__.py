@@ -7,6 +7,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from d2proj.data.datasets import coco, digits, voc, yolo
+from d2proj.data.datasets.classification import add_classification
 from d2proj.data.datasets.raw import RawDataset, finish
 from d2proj.data.detection_data import DetectionData
 from d2proj.errors import InputError
@@ -19,7 +20,9 @@ _READERS: dict[str, Callable[[dict[str, Any], str], RawDataset]] = {
     "yolo": yolo.read,
     "digits": digits.read,
 }
-# The keys that each format understands; a key that only has sub-keys per split is a dict.
+# The keys of every format, and those that each understands; a key that only has sub-keys per split
+# is a dict.
+_COMMON: dict[str, Any] = {"format": None, "class_names": None, "train": {"classification": None}}
 _KEYS: dict[str, dict[str, Any]] = {
     "coco": coco.KEYS,
     "voc": voc.KEYS,
@@ -34,7 +37,7 @@ def dataset_defaults() -> dict[str, Any]:
     A configuration file starts from it, so that every key can be given on the command line.
     """
     tree: dict[str, Any] = {"format": None, "class_names": None, "train": {}, "val": {}}
-    for keys in _KEYS.values():
+    for keys in (*_KEYS.values(), _COMMON):
         for key, value in keys.items():
             if isinstance(value, Mapping):
                 tree[key].update(value)
@@ -45,7 +48,7 @@ def dataset_defaults() -> dict[str, Any]:
 
 def has_split(dataset: Mapping[str, Any], split: Split) -> bool:
     """Whether the node names any data for this split (a run without validation has none)."""
-    node = _plain(dataset)
+    node = _without_classification(_plain(dataset))
     if node.get("format") == "digits":
         return True
     if node.get("format") == "yolo" and (node.get("yaml") or node.get("data")):
@@ -82,16 +85,19 @@ def load_dataset(
     _check_keys(node, format_name)
     if on_bad_image not in ("raise", "skip"):
         raise InputError(f"data.on_bad_image must be raise or skip, not {on_bad_image!r}.")
-    raw = _READERS[format_name](node, split)
+    raw = _READERS[format_name](_without_classification(node), split)
     digest = zlib.crc32(repr(sorted(node.items())).encode())
     data = finish(
         raw,
         name=f"{format_name}_{split}_{digest:08x}",
         class_names=node.get("class_names"),
-        require_classes=split == "train",
+        training=split == "train",
         skip_missing=on_bad_image == "skip",
         check_images=check_images,
     )
+    pictures = node.get("train", {}).get("classification")
+    if split == "train" and pictures is not None:
+        add_classification(data, pictures)
     data.register()
     return data
 
@@ -112,8 +118,17 @@ def _plain(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _without_classification(node: dict[str, Any]) -> dict[str, Any]:
+    """The node as the formats know it."""
+    if not isinstance(node.get("train"), Mapping):
+        return node
+    train = {key: value for key, value in node["train"].items() if key != "classification"}
+    return {**node, "train": train}
+
+
 def _check_keys(node: dict[str, Any], format_name: str) -> None:
-    known = {"format": None, "class_names": None, **_KEYS[format_name]}
+    own = _KEYS[format_name]
+    known = {**_COMMON, **own, "train": {**own.get("train", {}), **_COMMON["train"]}}
     for key, value in node.items():
         nested = known.get(key)
         if key not in known:

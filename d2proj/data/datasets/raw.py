@@ -37,6 +37,7 @@ class RawDataset:
         classes: M indices into class_names.
         crowd: M flags.
         areas: M areas, or None for those of the boxes.
+        has_box: M flags, false for a label of the image, whose box does not matter; or None.
         unreadable: indices of images whose size had to be read from the file and could not be.
         json_file: a COCO json that says the same.
         rewrite_because: why that json cannot be used for evaluation as it stands.
@@ -55,6 +56,7 @@ class RawDataset:
     classes: Sequence[int] | npt.NDArray[np.int64]
     crowd: Sequence[int] | npt.NDArray[np.bool_]
     areas: npt.NDArray[np.float64] | None = None
+    has_box: npt.NDArray[np.bool_] | None = None
     unreadable: list[int] = field(default_factory=list)
     json_file: str | None = None
     rewrite_because: list[str] = field(default_factory=list)
@@ -66,7 +68,7 @@ def finish(
     *,
     name: str,
     class_names: Sequence[str] | None,
-    require_classes: bool,
+    training: bool,
     skip_missing: bool,
     check_images: bool,
 ) -> DetectionData:
@@ -76,21 +78,24 @@ def finish(
         raw: what a reader found.
         name: the name to register it under.
         class_names: the user's choice and order of classes; None takes all that were found.
-        require_classes: whether each chosen class must occur among those of the data set.
+        training: each chosen class must occur among those of the data set. Otherwise images that
+            have labels without boxes are left out: what a detector finds there cannot be judged.
         skip_missing: leave out images whose file is missing instead of raising.
         check_images: whether to look for the image files at all.
     """
     report = DatasetReport(notes=list(raw.notes))
     columns = _Columns(raw)
     if class_names is not None:
-        _choose_classes(raw, columns, list(class_names), require_classes, report)
+        _choose_classes(raw, columns, list(class_names), training, report)
     if check_images:
         _drop_missing_images(raw, columns, skip_missing, report)
+    if not training:
+        _drop_labelled_images(raw, columns, report)
     _drop_bad_boxes(raw, columns, report)
     records = columns.records(raw.file_names)
     if not len(records):
         raise InputError(f"{raw.source}: there is no image in it.")
-    _count(records, raw.class_names, report)
+    count(records, raw.class_names, report)
     if report.dropped:
         raw.rewrite_because.append("some of its entries are dropped")
     if raw.json_file and raw.rewrite_because:
@@ -118,6 +123,8 @@ class _Columns:
         self.classes = np.asarray(raw.classes, dtype=np.int32)
         self.crowd = np.asarray(raw.crowd, dtype=np.bool_)
         self.areas = raw.areas
+        every = np.ones(len(self.boxes), dtype=np.bool_)
+        self.has_box = every if raw.has_box is None else raw.has_box
         self.keep_image = np.ones(len(self.image_ids), dtype=np.bool_)
         self.keep_box = np.ones(len(self.boxes), dtype=np.bool_)
 
@@ -127,6 +134,7 @@ class _Columns:
         rows = rows[np.argsort(self.image_index[rows], kind="stable")]
         per_image = np.bincount(self.image_index[rows], minlength=len(self.keep_image))
         per_image = per_image[self.keep_image]
+        has_box = self.has_box[rows]
         kept_names = [file_names[i] for i in np.flatnonzero(self.keep_image).tolist()]
         return DetectionRecords(
             file_names=StringColumn(kept_names),
@@ -138,6 +146,7 @@ class _Columns:
             classes=self.classes[rows],
             crowd=self.crowd[rows],
             areas=None if self.areas is None else self.areas[rows],
+            has_box=None if has_box.all() else has_box,
         )
 
 
@@ -184,6 +193,15 @@ def _drop_missing_images(
         report.dropped[f"images whose file is {problem}"] = (len(indices), example)
 
 
+def _drop_labelled_images(raw: RawDataset, columns: _Columns, report: DatasetReport) -> None:
+    labelled = np.unique(columns.image_index[columns.keep_box & ~columns.has_box])
+    labelled = labelled[columns.keep_image[labelled]]
+    if len(labelled):
+        columns.keep_image[labelled] = False
+        example = raw.file_names[labelled[0]]
+        report.dropped["images with a label without a box"] = (len(labelled), example)
+
+
 def _drop_bad_boxes(raw: RawDataset, columns: _Columns, report: DatasetReport) -> None:
     """Drop what no detector can find, and cut the rest to its image."""
     boxes = columns.boxes
@@ -198,7 +216,7 @@ def _drop_bad_boxes(raw: RawDataset, columns: _Columns, report: DatasetReport) -
         (no_area, "boxes of no area"),
         (outside, "boxes outside their image"),
     ):
-        _drop(columns, np.asarray(bad), reason, raw, report)
+        _drop(columns, bad & columns.has_box, reason, raw, report)
 
     beyond = np.max([-x1, -y1, x2 - width, y2 - height], axis=0, initial=0.0)
     report.clipped = int(((beyond > CLIP_TOLERANCE) & columns.keep_box).sum())
@@ -229,14 +247,27 @@ def _drop(
     report.dropped[reason] = (int(bad.sum()), example)
 
 
-def _count(records: DetectionRecords, class_names: list[str], report: DatasetReport) -> None:
-    trainable = records.classes[~records.crowd]
-    counts = np.bincount(trainable, minlength=len(class_names)).tolist()
+def count(records: DetectionRecords, names: Sequence[str], report: DatasetReport) -> None:
+    """Enter the numbers of images, boxes and labels.
+
+    Args:
+        records: the data set.
+        names: of the classes, and of further labels.
+        report: changed in place; classes that it counts boxes of already stay those.
+    """
+    boxed = ~records.labels()
+    trainable = records.classes[boxed & ~records.crowd]
+    classes = report.per_class or names
+    counts = np.bincount(trainable, minlength=len(classes)).tolist()
+    labels = np.bincount(records.classes[~boxed], minlength=len(names)).tolist()
+    labelled = records.labelled_images()
     report.images = len(records)
     report.boxes = len(trainable)
     report.crowd = int(records.crowd.sum())
-    report.empty_images = int((records.boxes_per_image(crowd=False) == 0).sum())
-    report.per_class = dict(zip(class_names, counts, strict=True))
+    report.labelled_images = int(labelled.sum())
+    report.empty_images = int((records.boxes_per_image(crowd=False)[~labelled] == 0).sum())
+    report.per_class = dict(zip(classes, counts, strict=True))
+    report.per_label = {name: n for name, n in zip(names, labels, strict=True) if n}
 
 
 def missing_files(paths: Sequence[str]) -> list[int]:

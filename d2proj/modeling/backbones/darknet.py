@@ -48,7 +48,8 @@ class DarknetResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        return x + self.conv2(self.conv1(x))
+        y: Tensor = self.conv2(self.conv1(x), residual=x)
+        return y
 
 
 class SameMaxPool2d(nn.Module):

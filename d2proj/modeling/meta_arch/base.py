@@ -56,6 +56,11 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
 
     @property
+    def num_labels(self) -> int:
+        """Labels of the ground truth are 0 to one less."""
+        return self.num_classes
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.pixel_mean.device
@@ -114,7 +119,7 @@ class Detector(nn.Module):
         """The instances of each image on the model's device, their labels checked."""
         for item in batched_inputs:
             classes = item["instances"].gt_classes
-            bad = classes[(classes < 0) | (classes >= self.num_classes)].tolist()
+            bad = classes[(classes < 0) | (classes >= self.num_labels)].tolist()
             if bad:
                 name = item.get("file_name", item.get("image_id", "without a name"))
                 raise InputError(
