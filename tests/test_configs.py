@@ -85,6 +85,9 @@ def check_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None
     losses = model.train()(batch)
     assert all(bool(loss.isfinite()) for loss in losses.values()), losses
     sum(losses.values()).backward()
+    # What nothing reads is computed in vain, and stops training on several GPUs.
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    assert not [name for name, p in trained if p.grad is None]
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
     optimizer.step()

@@ -6,6 +6,7 @@ from d2proj.modeling.necks import MLFPN
 
 from .retinanet_tiny import data, dataset, eval, model, optimizer, schedule, train
 
+model.backbone.bottom_up.out_features = ["res3", "res4"]
 model.backbone = L(MLFPN)(
     bottom_up=model.backbone.bottom_up,
     in_features=["res3", "res4"],

@@ -13,6 +13,7 @@ from ..common.optim import SGD as optimizer
 from ..common.schedule import multistep as schedule
 from ..common.train import train
 
+dataset.format = "voc"
 data.image_format = "RGB"
 data.aspect_ratio_grouping = False
 # Scaling and shifts of up to a fifth of the image; exposure and saturation by up to 1.5.

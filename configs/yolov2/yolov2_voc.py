@@ -9,6 +9,7 @@ from ..common.optim import darknet as optimizer
 from ..common.schedule import darknet as schedule
 from ..common.train import train
 
+dataset.format = "voc"
 model.num_classes = 20
 model.anchors = [
     [1.3221, 1.73145],

@@ -114,7 +114,7 @@ class Conv2d(nn.Conv2d):
 def conv_norm_act(
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     stride: int = 1,
     dilation: int = 1,
@@ -127,19 +127,20 @@ def conv_norm_act(
     Args:
         in_channels: of the input.
         out_channels: of the output.
-        kernel_size: odd.
+        kernel_size: odd; one number or height and width.
         stride: as ``torch.nn.Conv2d``.
         dilation: likewise.
         groups: likewise.
         norm: see :func:`d2proj.layers.get_norm`; without one the convolution has a bias.
         activation: see :func:`d2proj.layers.get_activation`.
     """
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     return Conv2d(
         in_channels,
         out_channels,
-        kernel_size,
+        (height, width),
         stride=stride,
-        padding=dilation * (kernel_size // 2),
+        padding=(dilation * (height // 2), dilation * (width // 2)),
         dilation=dilation,
         groups=groups,
         bias=not norm,

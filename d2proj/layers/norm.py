@@ -81,6 +81,22 @@ def _freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` that also trains on a single value of each channel.
+
+    That has no variance, and torch refuses it; its running statistics are taken instead. It is what
+    a pooled map, or a pyramid's last one, comes to in a batch of one image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        if not self.training or x.shape[0] * x.shape[2] * x.shape[3] != 1:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 class PerLevelBatchNorm2d(nn.ModuleList):
     """Batch normalisation with statistics for each pyramid level and one scale and shift for all.
 
@@ -113,7 +129,7 @@ class PerLevelBatchNorm2d(nn.ModuleList):
 
 
 _NORMS: dict[str, NormFactory] = {
-    "BN": nn.BatchNorm2d,
+    "BN": BatchNorm2d,
     "CmBN": CmBN,
     "FRN": frn_tlu,
     "FrozenBN": FrozenBatchNorm2d,

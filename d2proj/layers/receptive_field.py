@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2proj.layers.activation import Activation, get_activation
+from d2proj.layers.activation import Activation
 from d2proj.layers.conv import Conv2d, conv_norm_act
-from d2proj.layers.norm import NormFactory, get_norm
+from d2proj.layers.norm import BatchNorm2d, NormFactory
 
 
 class SPP(nn.Module):
@@ -44,7 +44,10 @@ class SPP(nn.Module):
 
 
 class SPPBlock(nn.Module):
-    """1x1 convolution, :class:`SPP`, 1x1 convolution, as YOLOv3-SPP and YOLOv4 have it.
+    """1x1 convolution, :class:`SPP`, 1x1 convolution: pooling for any level of any neck.
+
+    YOLOv3-SPP and YOLOv4 have it between more convolutions
+    (:class:`~d2proj.modeling.necks.SPPTop`, :class:`~d2proj.modeling.necks.YOLOv4Top`).
 
     Args:
         in_channels: of the input.
@@ -89,9 +92,8 @@ class ASPP(nn.Module):
         rates: dilations, in cells: DeepLabv3's 6, 12, 18 are for maps of stride 16 and images of
             half a thousand pixels.
         dropout: share of the output's values that training drops (torchvision: 0.5).
-        norm, activation: of all convolutions. The mean is one value a channel: a batch of one image
-            has no variance to normalise it by, which is why a batch norm keeps its running
-            statistics there.
+        norm, activation: of all convolutions. The mean of one image has no variance to normalise it
+            by; ``"BN"`` takes its running statistics there.
     """
 
     def __init__(
@@ -127,25 +129,13 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
         maps = [branch(x) for branch in self.branches]
-        maps.append(self._pooled(x).expand_as(maps[0]))
+        maps.append(self.image_pool(x.mean((2, 3), keepdim=True)).expand_as(maps[0]))
         return self.dropout(self.project(torch.cat(maps, dim=1)))
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out_channels, 1, 1)."""
-        mean = x.mean((2, 3), keepdim=True)
-        norm = self.image_pool.norm
-        if len(x) > 1 or norm is None or not norm.training:
-            return self.image_pool(mean)
-        norm.eval()
-        try:
-            return self.image_pool(mean)
-        finally:
-            norm.train()
 
-
-def rfb_norm(channels: int) -> nn.BatchNorm2d:
+def rfb_norm(channels: int) -> BatchNorm2d:
     """RFBNet's batch normalisation: running statistics take a hundredth of each batch."""
-    return nn.BatchNorm2d(channels, momentum=0.01)
+    return BatchNorm2d(channels, momentum=0.01)
 
 
 class _RFB(nn.Module):
@@ -270,15 +260,12 @@ def _unit(
     norm: str | NormFactory | None,
     activation: str | Activation | None = "relu",
 ) -> Conv2d:
-    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    return Conv2d(
+    return conv_norm_act(
         in_channels,
         out_channels,
-        (height, width),
+        kernel_size,
         stride=stride,
-        padding=(dilation * (height // 2), dilation * (width // 2)),
         dilation=dilation,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=get_activation(activation),
+        norm=norm,
+        activation=activation,
     )

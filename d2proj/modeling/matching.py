@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# The others can take all but one of a ground truth's best predictions, as many as there are ground
+# truths; so many more, and of those that it overlaps equally the first is among them, too.
+_EQUALS = 64
+
 
 class Matcher:
     """Match by thresholds on the quality (IoU) of each prediction's best ground truth.
@@ -95,14 +99,21 @@ class BipartiteMatcher:
             return matches, torch.zeros_like(matches, dtype=torch.int8)
         best, matches = quality.max(dim=0)
         labels = (best >= self.threshold).to(torch.int8)
-        left = quality.clone()
+        left, candidates = _best_of_each_row(quality, num_truths + _EQUALS)
         for _ in range(min(num_truths, num_predictions)):
             pair = left.argmax().view(1)  # kept on the device: nothing waits for it
-            truth = torch.div(pair, num_predictions, rounding_mode="floor")
-            prediction = pair % num_predictions
+            truth = torch.div(pair, left.shape[1], rounding_mode="floor")
+            prediction = candidates.view(-1)[pair]
             overlaps = left.view(-1)[pair] > 0
             matches[prediction] = torch.where(overlaps, truth, matches[prediction])
             labels[prediction] = labels[prediction].masked_fill(overlaps, 1)
             left.index_fill_(0, truth, -1.0)
-            left.index_fill_(1, prediction, -1.0)
+            left.masked_fill_(candidates == prediction, -1.0)
         return matches, labels
+
+
+def _best_of_each_row(quality: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best ``count`` values of each row and their columns, both in the order of columns."""
+    values, columns = quality.topk(min(count, quality.shape[1]), dim=1)
+    columns, order = columns.sort(dim=1)
+    return values.gather(1, order), columns

@@ -53,7 +53,10 @@ class WordTree(nn.Module):
         starts = [i for i, p in enumerate(parents) if i == 0 or p != parents[i - 1]]
         #: First node of each group of siblings, and the one after its last.
         self.bounds = list(zip(starts, [*starts[1:], len(parents)], strict=True))
-        group = [g for g, (first, end) in enumerate(self.bounds) for _ in range(first, end)]
+        self._parents = list(parents)
+        self._groups = group = [
+            g for g, (first, end) in enumerate(self.bounds) for _ in range(first, end)
+        ]
         children = [-1] * len(parents)
         for g, first in enumerate(starts):
             if parents[first] >= 0:
@@ -95,7 +98,7 @@ class WordTree(nn.Module):
         found = []
         while node >= 0:
             found.append(node)
-            node = int(self.parents[node])
+            node = self._parents[node]
         return found
 
     def log_conditional(self, logits: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class WordTree(nn.Module):
         """The same of one node: (..., n) -> (...); only the groups along its path are touched."""
         total = full_precision(logits).new_zeros(logits.shape[:-1])
         for ancestor in self.path(node):
-            first, end = self.bounds[int(self.group[ancestor])]
+            first, end = self.bounds[self._groups[ancestor]]
             siblings = full_precision(logits[..., first:end])
             total = total + siblings[..., ancestor - first] - siblings.logsumexp(-1)
         return total

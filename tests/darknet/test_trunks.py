@@ -14,7 +14,7 @@ from d2proj.checkpoint.darknet import load_darknet_weights, save_darknet_weights
 from d2proj.darknet import DarknetNetwork
 from d2proj.engine.config import build, load_config
 from d2proj.errors import InputError
-from d2proj.layers import Conv2d, FrozenBatchNorm2d
+from d2proj.layers import Conv2d, FrozenBatchNorm2d, WeightedSum
 from d2proj.modeling.backbones import (
     Darknet,
     DarknetClassifier,
@@ -22,7 +22,9 @@ from d2proj.modeling.backbones import (
     darknet19_stages,
     darknet53_stages,
     darknet_tiny_stages,
+    miwrc_csp_darknet53_stages,
 )
+from d2proj.modeling.necks import YOLOFPN
 
 pytestmark = pytest.mark.usefixtures("no_initial_weights")
 
@@ -151,3 +153,15 @@ def test_frozen_stages_do_not_learn() -> None:
     assert not any(p.requires_grad for p in [*trunk.c0.parameters(), *trunk.c1.parameters()])
     assert isinstance(trunk.c1[1].norm, FrozenBatchNorm2d)
     assert all(p.requires_grad for p in trunk.c2.parameters())
+
+
+def test_weighted_shortcuts_are_stored_under_any_neck() -> None:
+    """Each in its place, after the convolutions of its block; a file without them is no file."""
+    stages = miwrc_csp_darknet53_stages(width=4, blocks=[1, 1, 2, 1, 1])
+    trunk = Darknet(stages=stages, out_features=["c4", "c5"])
+    neck = YOLOFPN(bottom_up=trunk, in_features=["c4", "c5"], dims=[[8], [8]])
+    stored = list(neck.darknet_layers([nn.Identity(), nn.Identity()]))
+    parameters = sum(p.numel() for layer in stored for p in layer.parameters())
+    assert parameters == sum(p.numel() for p in neck.parameters())
+    kinds = [type(layer) for layer in stored[: 1 + 8]]
+    assert kinds == [Conv2d] * 6 + [WeightedSum] + [Conv2d] * 2

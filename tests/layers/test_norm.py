@@ -55,3 +55,20 @@ def test_get_norm() -> None:
     assert isinstance(get_norm(nn.InstanceNorm2d, 8), nn.InstanceNorm2d)
     with pytest.raises(ValueError, match=r"norm must be one of .*, got 'bn'"):
         get_norm("bn", 8)
+
+
+def test_batch_norm_of_one_value_takes_running_statistics() -> None:
+    norm = get_norm("BN", 6)
+    for _ in range(3):
+        norm(torch.randn(4, 6, 5, 5) * 3 + 1)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    x = torch.randn(1, 6, 1, 1)
+    trained = norm(x)
+    trained.sum().backward()
+    assert bool(norm.bias.grad.eq(1).all())
+    torch.testing.assert_close(trained, norm.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    peer = nn.BatchNorm2d(6)
+    peer.load_state_dict(norm.state_dict())
+    x = torch.randn(1, 6, 1, 2)
+    torch.testing.assert_close(norm.train()(x), peer(x))

@@ -124,7 +124,7 @@ def greedy(quality: np.ndarray, threshold: float) -> tuple[list[int], list[int]]
     return match, label
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 12), (12, 5), (6, 30)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 12), (12, 5), (6, 30), (8, 200)])
 @pytest.mark.parametrize("seed", range(6))
 def test_bipartite_matcher(shape: tuple[int, int], seed: int) -> None:
     g = torch.Generator().manual_seed(seed)

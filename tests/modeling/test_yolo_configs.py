@@ -96,6 +96,24 @@ def test_any_images(name: str, autocast: bool) -> None:
     take_any_images(model_of(name, "model.num_classes=3", *NARROW[name]), autocast=autocast)
 
 
+def test_topk_candidates_are_of_each_map() -> None:
+    """An untrained network's flood of boxes can be cut before the NMS."""
+    model = model_of(SCRATCH[1], "model.num_classes=3", *NARROW[SCRATCH[1]]).eval()
+    maps = [torch.randn(3 * 8, 6, 9), torch.randn(3 * 8, 3, 5)]
+    model.postprocess.score_thresh = 0.0
+    every = [d(raw, (96, 144), 0.0) for d, raw in zip(model.decoders, maps, strict=True)]
+    boxes, scores, classes = model.decode([], (maps,), (96, 144))
+    assert len(scores) == 3 * 3 * (54 + 15)
+    model.postprocess.topk_candidates = 7
+    boxes, scores, classes = model.decode([], (maps,), (96, 144))
+    for i, (of_map, found, kinds) in enumerate(every):
+        best = found.argsort(descending=True)[:7]
+        part = slice(7 * i, 7 * i + 7)
+        assert torch.equal(scores[part], found[best])
+        assert torch.equal(boxes[part], of_map[best])
+        assert torch.equal(classes[part], kinds[best])
+
+
 def test_published_recipe() -> None:
     """yolov3.cfg: learning_rate, momentum, decay, burn_in, steps and scales, batch by batch."""
     cfg = load_config(ROOT / "configs" / "yolov3" / "yolov3.py")

@@ -18,15 +18,10 @@ from torch.nn import functional as F
 from d2proj.layers import Conv2d, WeightedSum, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
-from d2proj.modeling.backbones.darknet import DarknetResidual, convolutions
+from d2proj.modeling.backbones.darknet import DarknetResidual, stored_layers
 
 Norm = str | NormFactory | None
 Act = str | Activation | None
-
-
-def stored_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers inside a module that darknet stores, in the order in which they were made."""
-    return (m for m in module.modules() if isinstance(m, Conv2d | WeightedSum))
 
 
 class WeightedResidual(DarknetResidual):
@@ -324,7 +319,5 @@ class TinyCSPDarknet(Backbone):
         return dict(self._shapes)
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, then those of the heads."""
-        yield from convolutions(self)
-        for head in heads:
-            yield from convolutions(head)
+        """The layers in the order of darknet's weights files, then those of the heads."""
+        return stored_layers(self, *heads)

@@ -15,7 +15,7 @@ from d2proj.layers import conv_norm_act, get_activation
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
 from d2proj.layers.weighted_sum import add_maps
-from d2proj.modeling.backbones.darknet import convolutions
+from d2proj.modeling.backbones.darknet import stored_layers
 
 Norm = str | NormFactory | None
 Act = str | Activation | None
@@ -178,7 +178,5 @@ class CSPResNeXt50(Backbone):
         return dict(self._shapes)
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, then those of the heads."""
-        yield from convolutions(self)
-        for head in heads:
-            yield from convolutions(head)
+        """The layers in the order of darknet's weights files, then those of the heads."""
+        return stored_layers(self, *heads)

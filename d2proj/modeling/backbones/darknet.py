@@ -12,7 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2proj.layers import Conv2d, conv_norm_act
+from d2proj.layers import Conv2d, WeightedSum, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory, freeze
 
@@ -22,6 +22,12 @@ Norm = str | NormFactory | None
 def convolutions(module: nn.Module) -> Iterator[Conv2d]:
     """The convolutions inside a module, in the order in which they were made."""
     return (m for m in module.modules() if isinstance(m, Conv2d))
+
+
+def stored_layers(*modules: nn.Module) -> Iterator[nn.Module]:
+    """The layers inside modules that darknet stores, in the order in which they were made."""
+    inside = (m for module in modules for m in module.modules())
+    return (m for m in inside if isinstance(m, Conv2d | WeightedSum))
 
 
 class DarknetResidual(nn.Module):
@@ -202,10 +208,8 @@ class Darknet(Backbone):
         return dict(self._shapes)
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, then those of the heads."""
-        yield from convolutions(self)
-        for head in heads:
-            yield from convolutions(head)
+        """The layers in the order of darknet's weights files, then those of the heads."""
+        return stored_layers(self, *heads)
 
 
 class DarknetClassifier(nn.Module):
@@ -232,5 +236,5 @@ class DarknetClassifier(nn.Module):
         return logits
 
     def darknet_layers(self) -> Iterator[nn.Module]:
-        """The layers with weights in the order of darknet's weights files."""
+        """The layers in the order of darknet's weights files."""
         yield from self.backbone.darknet_layers([self.predictor])

@@ -105,9 +105,13 @@ class _AnchorDecoder(Decoder):
         """
         height, width = raw.shape[1:]
         raw = raw.view(len(self.anchors), -1, height, width)
-        objectness = full_precision(raw[:, self.box_values - 1]).sigmoid()
+        objectness = self._probability(full_precision(raw[:, self.box_values - 1]))
         anchor, y, x = torch.nonzero(objectness > score_thresh).unbind(1)
         return full_precision(raw[anchor, :, y, x]), anchor, torch.stack([x, y], 1)
+
+    def _probability(self, values: Tensor) -> Tensor:
+        """What the map's objectness and classes stand for."""
+        return values.sigmoid()
 
 
 class YOLODecoder(_AnchorDecoder):
@@ -140,13 +144,19 @@ class YOLODecoder(_AnchorDecoder):
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
-        if self.new_coords:
-            raw = torch.logit(full_precision(raw), eps=1e-7)
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
         stride = _strides(raw, image_size)
-        boxes = self.boxes(values[:, :4], self.anchors[anchor], cell, stride)
-        rows, scores, kinds = _select(values[:, 4].sigmoid(), values[:, 5:].sigmoid(), score_thresh)
+        boxes = self.boxes(self.logits(values[:, :4]), self.anchors[anchor], cell, stride)
+        scores = self._probability(values[:, 4:])
+        rows, scores, kinds = _select(scores[:, 0], scores[:, 1:], score_thresh)
         return boxes[rows], scores, kinds
+
+    def _probability(self, values: Tensor) -> Tensor:
+        return values if self.new_coords else values.sigmoid()
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Logits of what the map holds, float32 or better."""
+        return torch.logit(values, eps=1e-7) if self.new_coords else values
 
     def boxes(self, values: Tensor, anchors: Tensor, cell: Tensor, stride: Tensor) -> Tensor:
         """Boxes from logits.

@@ -15,6 +15,7 @@ from torch import Tensor
 from d2proj.modeling.boxes import full_precision
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
 from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
+from d2proj.modeling.losses.label_smoothing import smooth_labels
 from d2proj.modeling.losses.yolo import Positives, YOLOLoss, cross_entropy
 
 # darknet's sigma_const, added to a deviation in the density's normalisation alone, and epsi (the
@@ -88,8 +89,8 @@ class GaussianYOLOLoss(YOLOLoss):
             kinds = torch.cat([kinds, of_all[first[smooth[0]] + overlapped[smooth]]])
         cells, of_pair, classes = self._classes(places, kinds, target)
         several = classes.sum(1)[of_pair[: len(where[0])]]
-        wanted = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
-        loss_cls = cross_entropy(plain.flatten(0, 3)[cells, 5:], wanted).sum()
+        smoothed = smooth_labels(classes, self.label_smooth_eps)
+        loss_cls = cross_entropy(plain.flatten(0, 3)[cells, 5:], smoothed).sum()
 
         box, uncertainty = self._gaussian(values[where], decoder, positives, stride, input_size)
         return {

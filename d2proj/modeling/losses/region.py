@@ -218,7 +218,7 @@ class DetectionLoss(nn.Module):
             errors = boxes[i, cell, best] - torch.cat([offset, shape], 1)
             loss_box = loss_box + errors.square().sum()
             weight[i, cell, best] = self.object_scale
-            iou = overlap[torch.arange(len(best)), best]
+            iou = overlap.gather(1, best[:, None]).squeeze(1)
             target[i, cell, best] = iou if self.rescore else torch.ones_like(iou)
             kinds = F.one_hot(truth.gt_classes[row], self.num_classes).to(boxes)
             loss_cls = loss_cls + (classes[i, cell] - kinds).square().sum()

@@ -118,7 +118,7 @@ class YOLOLoss(nn.Module):
         count, _, height, width = raw.shape
         values = full_precision(raw).view(count, len(self.mask), -1, height, width)
         values = values.permute(0, 1, 3, 4, 2)  # N, A, H, W, 5 + C
-        logits = torch.logit(values, eps=1e-7) if decoder.new_coords else values
+        logits = decoder.logits(values)
         stride = logits.new_tensor([input_size[1] / width, input_size[0] / height])
         positives = self._assign(gt_instances, stride, (height, width))
         target, weight, _ = self._objectness(logits, decoder, gt_instances, stride)
@@ -171,8 +171,7 @@ class YOLOLoss(nn.Module):
             anchors = torch.cat([torch.zeros_like(self.anchors), self.anchors], 1).to(gt)
             overlap = pairwise_iou(shapes, anchors)  # truths, all anchors
             wanted = overlap > self.iou_thresh if self.iou_thresh < 1 else overlap > 2
-            if len(gt):
-                wanted[torch.arange(len(gt)), overlap.argmax(1)] = True
+            wanted.scatter_(1, overlap.argmax(1, keepdim=True), True)
             pair = wanted[:, self.mask].nonzero()
             images.append(torch.full_like(pair[:, 0], i))
             pairs.append(pair[:, 1])
@@ -205,7 +204,7 @@ class YOLOLoss(nn.Module):
         )
         anchors = decoder.anchors[:, None, None]
         boxes = decoder.boxes(logits[..., :4], anchors, torch.stack([columns, rows], -1), stride)
-        sure = (logits[..., 5:].sigmoid() > _CLASS_MATCH).any(-1)
+        sure = logits[..., 5:].amax(-1).sigmoid() > _CLASS_MATCH
         target = torch.zeros_like(logits[..., 4])
         weight = torch.ones_like(target)
         overlapped = torch.full_like(target, -1, dtype=torch.int64)

@@ -116,9 +116,15 @@ class Detector(nn.Module):
         return ImageList(batch, sizes)
 
     def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        """The instances of each image on the model's device, their labels checked."""
+        """The instances of each image on the model's device, their labels checked.
+
+        Boxes without area are left out: they have no centre of an object to find, and logarithms of
+        their sides, which most systems learn, are infinite. Mere labels (``gt_has_box``) stay.
+        """
+        truths = []
         for item in batched_inputs:
-            classes = item["instances"].gt_classes
+            truth = item["instances"]
+            classes = truth.gt_classes
             bad = classes[(classes < 0) | (classes >= self.num_labels)].tolist()
             if bad:
                 name = item.get("file_name", item.get("image_id", "without a name"))
@@ -126,7 +132,11 @@ class Detector(nn.Module):
                     f"image {name} has the label {bad[0]}, but the model has {self.num_classes} "
                     f"classes (labels 0 to {self.num_classes - 1})"
                 )
-        return [item["instances"].to(self.device) for item in batched_inputs]
+            wanted = truth.gt_boxes.nonempty()
+            if truth.has("gt_has_box"):
+                wanted = wanted | ~truth.gt_has_box
+            truths.append(truth[wanted].to(self.device))
+        return truths
 
     @staticmethod
     def to_original_frame(

@@ -104,9 +104,14 @@ class YOLO(DenseDetector):
     def decode(
         self, maps: list[Tensor], predictions: Predictions, input_size: tuple[int, int]
     ) -> Candidates:
-        """Candidates of all maps of one image."""
-        threshold = self.postprocess.score_thresh
-        levels = zip(predictions[0], self.decoders, strict=True)
-        found = [decoder(raw, input_size, threshold) for raw, decoder in levels]
+        """Candidates of all maps of one image, of each the best ``topk_candidates``."""
+        threshold, limit = self.postprocess.score_thresh, self.postprocess.topk_candidates
+        found = []
+        for raw, decoder in zip(predictions[0], self.decoders, strict=True):
+            boxes, scores, classes = decoder(raw, input_size, threshold)
+            if 0 <= limit < len(scores):
+                scores, best = scores.topk(limit)
+                boxes, classes = boxes[best], classes[best]
+            found.append((boxes, scores, classes))
         boxes, scores, classes = (torch.cat(part) for part in zip(*found, strict=True))
         return boxes, scores, classes

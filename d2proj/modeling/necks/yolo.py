@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from d2proj.layers import SPP, Reorg, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
-from d2proj.modeling.backbones.darknet import Darknet, convolutions
+from d2proj.modeling.backbones.darknet import Darknet, stored_layers
 
 Norm = str | NormFactory | None
 
@@ -141,21 +141,21 @@ class YOLOFPN(Backbone):
         return {name: self._shapes[name] for name in self._names}
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, those of the heads among them.
+        """The layers in the order of darknet's weights files, those of the heads among them.
 
         Args:
             heads: one for each level, finest first.
         """
         yield from self.bottom_up.darknet_layers()
         if self.top_block is not None:
-            yield from convolutions(self.top_block)
+            yield from stored_layers(self.top_block)
         of_level = list(heads)[::-1]
         for i, block in enumerate(self.blocks):
             if i:
-                yield from convolutions(self.laterals[i - 1])
-            yield from convolutions(block)
+                yield from stored_layers(self.laterals[i - 1])
+            yield from stored_layers(block)
             if of_level:
-                yield from convolutions(of_level[i])
+                yield from stored_layers(of_level[i])
 
 
 class Passthrough(Backbone):
@@ -218,9 +218,6 @@ class Passthrough(Backbone):
         return {self._name: self._shape}
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, then those of the heads."""
+        """The layers in the order of darknet's weights files, then those of the heads."""
         yield from self.bottom_up.darknet_layers()
-        yield from convolutions(self.coarse)
-        yield self.fine
-        for head in heads:
-            yield from convolutions(head)
+        yield from stored_layers(self.coarse, self.fine, *heads)

@@ -12,7 +12,7 @@ from d2proj.layers import Conv2d, PointwiseSAM, SpaceToDepth, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
 from d2proj.layers.weighted_sum import add_maps
-from d2proj.modeling.backbones.darknet import convolutions
+from d2proj.modeling.backbones.darknet import stored_layers
 from d2proj.modeling.necks.yolo_pan import CSPConvs, CSPTop
 
 Norm = str | NormFactory | None
@@ -131,16 +131,16 @@ class BFMPAN(Backbone):
         return dict(self._shapes)
 
     def darknet_layers(self, heads: Iterable[nn.Module] = ()) -> Iterator[nn.Module]:
-        """The convolutions in the order of darknet's weights files, those of the heads among them.
+        """The layers in the order of darknet's weights files, those of the heads among them.
 
         Args:
             heads: one for each level, finest first.
         """
         of_level = dict(zip((self.level3, self.level4, self.level5), heads, strict=False))
         for part in self.children():
-            yield from convolutions(part)
+            yield from stored_layers(part)
             if part in of_level:
-                yield from convolutions(of_level[part])
+                yield from stored_layers(of_level[part])
 
 
 def _twice(x: Tensor) -> Tensor:

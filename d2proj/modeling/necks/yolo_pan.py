@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from d2proj.layers import SPP, Conv2d, conv_norm_act
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
-from d2proj.modeling.backbones.csp_darknet import stored_layers
+from d2proj.modeling.backbones.darknet import stored_layers
 from d2proj.modeling.necks.yolo import SPPTop, alternating
 
 Norm = str | NormFactory | None
@@ -241,18 +241,14 @@ class YOLOPAN(Backbone):
         Args:
             heads: one for each level, finest first.
         """
-        yield from stored_layers(self.bottom_up)
-        yield from stored_layers(self.top_block)
+        yield from stored_layers(self.bottom_up, self.top_block)
         for down in zip(self.reduce, self.lateral, self.down_blocks, strict=True):
-            for part in down:
-                yield from stored_layers(part)
+            yield from stored_layers(*down)
         of_level = list(heads) or [nn.Identity() for _ in self.refine]
-        yield from stored_layers(self.refine[0])
-        yield from stored_layers(of_level[0])
+        yield from stored_layers(self.refine[0], of_level[0])
         rest = zip(self.stride, self.up_blocks, self.refine[1:], of_level[1:], strict=True)
         for up in rest:
-            for part in up:
-                yield from stored_layers(part)
+            yield from stored_layers(*up)
 
 
 class CSPPAN(YOLOPAN):
