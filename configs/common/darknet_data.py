@@ -6,7 +6,8 @@ Images are cropped, coloured and mirrored, resized to 608 and, by batch, made sm
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
-from d2proj.data import MultiScale, RandomJitter
+from d2proj.data import MultiScale
+from d2proj.data.augmentations import RandomJitter
 
 from .data import data, dataset
 

@@ -5,12 +5,9 @@ from detectron2.config import LazyCall as L
 
 from d2proj.modeling.backbones import darknet_tiny_stages
 
-from ..common.data import data, dataset
 from ..common.eval import eval
 from ..common.models.yolo9000 import model
-from ..common.optim import AdamW as optimizer
-from ..common.schedule import cosine as schedule
-from ..common.train import train
+from ..common.small_data import data, dataset, optimizer, schedule, train
 
 model.num_classes = None  # as many as the data has
 model.backbone.stages = L(darknet_tiny_stages)(width=8)
@@ -22,7 +19,6 @@ model.level_losses[0].warmup_images = 0  # published: 12 800, more than such a r
 data.image_format = "RGB"
 data.aspect_ratio_grouping = False
 data.batch_size = train.lr_batch_size = 16
-data.workers = 2
 data.train_augmentations = [
     L(T.RandomExtent)(scale_range=[0.8, 1.2], shift_range=[0.4, 0.4]),
     L(T.Resize)(shape=[320, 320]),
@@ -30,7 +26,5 @@ data.train_augmentations = [
 ]
 data.val_augmentations = [L(T.Resize)(shape=[320, 320])]
 
-optimizer.lr = 1e-3
-schedule.warmup_iters = 100
 train.epochs = 60
 train.clip_grad.max_norm = 10.0

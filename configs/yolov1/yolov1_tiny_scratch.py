@@ -5,12 +5,9 @@ from detectron2.config import LazyCall as L
 
 from d2proj.modeling.dense_heads import YOLOv1ConvHead
 
-from ..common.data import data, dataset
 from ..common.eval import eval
 from ..common.models.yolov1 import model
-from ..common.optim import AdamW as optimizer
-from ..common.schedule import cosine as schedule
-from ..common.train import train
+from ..common.small_data import data, dataset, optimizer, schedule, train
 
 model.num_classes = None  # as many as the data has
 model.backbone.norm = "BN"
@@ -34,7 +31,6 @@ model.head = L(YOLOv1ConvHead)(
 data.image_format = "RGB"
 data.aspect_ratio_grouping = False
 data.batch_size = train.lr_batch_size = 16
-data.workers = 2
 data.train_augmentations = [
     L(T.RandomExtent)(scale_range=[0.8, 1.2], shift_range=[0.4, 0.4]),
     L(T.Resize)(shape=[224, 224]),
@@ -42,7 +38,5 @@ data.train_augmentations = [
 ]
 data.val_augmentations = [L(T.Resize)(shape=[224, 224])]
 
-optimizer.lr = 1e-3
-schedule.warmup_iters = 100
 train.epochs = 60
 train.clip_grad.max_norm = 10.0

@@ -59,18 +59,17 @@ def find(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.overrides)
     present = cfg.model.get("anchors")
     k = args.num if args.num is not None else len(present or ())
+    if args.num is None and not present:
+        raise InputError(f"{args.config_file} has no model.anchors: set --num")
     if k < 1 or args.restarts < 1 or args.stride < 1:
-        raise InputError(
-            "--num, --restarts and --stride must be at least 1"
-            + ("" if args.num is not None else f" ({args.config_file} has no model.anchors)")
-        )
+        raise InputError("--num, --restarts and --stride must be at least 1")
     data = load_dataset(cfg.dataset, "train", on_bad_image=cfg.data.on_bad_image)
     resize = _Stretch(args.size) if args.size else _Augmented(cfg)
     shapes = box_shapes(data.dicts, resize)
     try:
         fit = fit_anchors(shapes, k, seed=args.seed, restarts=args.restarts)
     except ValueError as error:
-        raise InputError(f"{data.name}: {error}") from None
+        raise InputError(f"the training set: {error}") from None
     images = f"{len(data)} images, {resize}"
     print(f"{len(shapes)} boxes of {images}; box sides in pixels of the network's input")
     in_cells = _uses_cells(cfg)

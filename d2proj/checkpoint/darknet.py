@@ -325,8 +325,10 @@ def _length_error(
     layers: int | None,
 ) -> str:
     expected = sum(layer.floats for layer in stored)
-    of = f"the first {layers} layers of {_name(network)}" if layers else _name(network)
-    message = f"{path} holds {found} values, but {of} has {expected}"
+    has = f"{_name(network)} has"
+    if layers is not None:
+        has = f"the first {layers} layers of {_name(network)} have"
+    message = f"{path} holds {found} values, but {has} {expected}"
     if found > expected:
         return f"{message}: it belongs to another network"
     return (

@@ -83,7 +83,7 @@ def translate(state: FileState, model: nn.Module, path: Path) -> Translation:
         result = _from_torchvision_detector(kept, model, path)
     elif "backbone.scale_weight" in kept and vgg.vgg_prefix(own) is not None:
         result = _from_torchvision_ssd(kept, model, path)
-    elif vgg.is_vgg_classifier(kept):
+    elif vgg.is_vgg_classifier(kept) and not own & kept.keys():
         result = _from_vgg(kept, model, path)
     elif "layer1.0.conv1.weight" in kept:
         result = _from_backbone(

@@ -32,13 +32,12 @@ def vgg_prefix(names: Iterable[str]) -> str | None:
 def is_vgg_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether these are torchvision's VGG or a reducedfc file.
 
-    Those have numbered layers alone (as any ``nn.Sequential``), the first of 3x3 kernels on RGB.
+    Numbered layers alone, as any Sequential has them, the first a 3x3 convolution of a picture.
     """
     rest = [n for n in tensors if not n.startswith("classifier.")]
-    if not all(map(_NUMBERED.match, rest)):
-        return False
-    stem = tensors.get("features.0.weight", tensors.get("0.weight"))
-    return stem is not None and stem.shape[1:] == (3, 3, 3)
+    first = tensors.get("features.0.weight", tensors.get("0.weight"))
+    stem = first is not None and tuple(first.shape[1:]) == (3, 3, 3)
+    return stem and all(map(_NUMBERED.match, rest))
 
 
 def classifier_names(

@@ -38,7 +38,7 @@ def load_weights(
     Detectron2's ``.pkl``; names of Detectron2 (ours), of torchvision's Faster R-CNN, RetinaNet and
     SSD, of torchvision's, Detectron2's and Caffe2's ResNets and of VGGs (which fill the backbone
     alone), training checkpoints of this project, Detectron2 and fvcore, and darknet's weights (into
-    a model that was built from a cfg file). See docs/checkpoints.md.
+    a model of a cfg file or one that has ``darknet_layers``). See docs/checkpoints.md.
 
     Args:
         model: changed in place, once everything below has been checked; wrappers of

@@ -55,11 +55,14 @@ def convert(args: argparse.Namespace) -> None:
     """Write ``args.target``.
 
     Raises:
-        InputError: a file is missing, damaged or of another network, or the target exists.
+        InputError: a file is missing, damaged or of another network, the target exists, or there
+            are fewer layers than asked for.
     """
     if args.target.exists() and not args.overwrite:
         raise InputError(f"{args.target} exists: replace it with --overwrite or name another file")
     network = DarknetNetwork(plan_network(args.cfg))
+    if args.layers is not None and not 1 <= args.layers <= len(network.layers):
+        raise InputError(f"--layers must be 1 to {len(network.layers)}, got {args.layers}")
     try:
         if file_kind(args.source) == "darknet":
             _to_torch(network, args)

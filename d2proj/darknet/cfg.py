@@ -95,6 +95,17 @@ class Section:
         return found
 
 
+def given_file(cfg_file: str | Path | None) -> str | Path:
+    """What ``model.cfg_file`` says, which is null until somebody sets it.
+
+    Raises:
+        InputError: nobody has.
+    """
+    if not cfg_file:
+        raise InputError("model.cfg_file must be the path of a darknet cfg file, got null")
+    return cfg_file
+
+
 def read_cfg(path: str | Path) -> list[Section]:
     """Read a file.
 

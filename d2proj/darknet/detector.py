@@ -10,7 +10,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from d2proj.darknet.cfg import Section
+from d2proj.darknet.cfg import Section, given_file
 from d2proj.darknet.network import BN_EPS, DarknetNetwork
 from d2proj.darknet.plan import Layer, Plan, classes_of, plan_network
 from d2proj.darknet.trees import section_tree
@@ -84,7 +84,7 @@ class DarknetDetector(YOLO):
         nms_kind: str = "default",
         bn_eps: float = BN_EPS,
     ) -> None:
-        plan = plan_network(_given(cfg_file))
+        plan = plan_network(given_file(cfg_file))
         classes = plan.num_classes
         if plan.input[0] != _CHANNELS:
             plan.net.fail(f"pictures have {_CHANNELS} channels, got {plan.input[0]}", "channels")
@@ -189,7 +189,7 @@ class DarknetResize(T.Augmentation):
 
     def __init__(self, cfg_file: str | Path | None) -> None:
         super().__init__()
-        plan = plan_network(_given(cfg_file))
+        plan = plan_network(given_file(cfg_file))
         self.height, self.width = plan.input[1:]
         self.letter_box = plan.net.flag("letter_box")
 
@@ -375,9 +375,3 @@ def _mask(layer: Layer) -> list[int]:
 
 def _margins(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
-
-
-def _given(cfg_file: str | Path | None) -> str | Path:
-    if cfg_file is None:
-        raise InputError("model.cfg_file must be the path of a darknet cfg file, got null")
-    return cfg_file

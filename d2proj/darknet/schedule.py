@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from d2proj.darknet.cfg import Section, read_cfg
+from d2proj.darknet.cfg import Section, given_file, read_cfg
 from d2proj.engine.schedule import Schedule
-from d2proj.errors import InputError
 
 _MOST = 1 << 31
 _POLICIES = ("constant", "step", "steps", "exp", "poly", "sigmoid", "sgdr")
@@ -158,9 +157,7 @@ class DarknetSGD(torch.optim.SGD):
 
 
 def _net(cfg_file: str | Path | None) -> Section:
-    if cfg_file is None:
-        raise InputError("model.cfg_file must be the path of a darknet cfg file, got null")
-    return read_cfg(cfg_file)[0]
+    return read_cfg(given_file(cfg_file))[0]
 
 
 def _learning_rate(net: Section) -> float:

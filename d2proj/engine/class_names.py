@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from d2proj.checkpoint.files import read_file
+from d2proj.darknet.cfg import given_file
 from d2proj.darknet.plan import plan_network
 from d2proj.engine.config import read_config
 from d2proj.errors import InputError
@@ -34,8 +35,8 @@ def find_class_names(cfg: DictConfig, weights: str) -> ClassNames:
     """
     recorded = _recorded(weights)
     wanted, of_file = cfg.model.get("num_classes"), None
-    if wanted is None and cfg.model.get("cfg_file"):
-        of_file = cfg.model.cfg_file
+    if wanted is None and "cfg_file" in cfg.model:
+        of_file = given_file(cfg.model.cfg_file)
         wanted = plan_network(of_file).num_classes
     names, source = cfg.dataset.get("class_names"), "dataset.class_names"
     if not names and recorded:

@@ -15,7 +15,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from d2proj.darknet.names import read_names
+from d2proj.data.names_file import read_names
 from d2proj.engine.options import check_options
 from d2proj.engine.overrides import apply_overrides
 from d2proj.errors import InputError

@@ -44,6 +44,16 @@ def randomize(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def test_a_sequential_of_ones_own_is_no_vgg(tmp_path: Path) -> None:
+    """Its numbered names are the model's."""
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    report = load_weights(model, tmp_path / "x.pth", strict_classes=True)
+    assert report.flavour != "VGG backbone"
+    assert torch.equal(model[2].weight, theirs[2].weight)
+
+
 @pytest.mark.parametrize("lead", ["features.", ""])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @torch.no_grad()

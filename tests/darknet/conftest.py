@@ -53,3 +53,9 @@ def _randomise(network: DarknetNetwork, seed: int = 0) -> None:
 def randomise() -> Callable[..., None]:
     """Weights that keep the values of deep networks of order one."""
     return _randomise
+
+
+@pytest.fixture
+def no_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that fill all weights themselves: drawing 60 M of them first takes seconds."""
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)

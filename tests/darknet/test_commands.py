@@ -123,6 +123,8 @@ def test_a_cfg_that_predicts_no_boxes(data, capsys, tmp_path: Path) -> None:
     common = ("--config-file", CONFIG, "--weights", weights, "--output", tmp_path)
     assert run(predict.main, *common, cfg, data / "images" / "dog.jpg") == 2
     assert "[net]: the network predicts no boxes" in capsys.readouterr().err
+    assert run(predict.main, *common, data / "images" / "dog.jpg") == 2
+    assert "model.cfg_file must be the path of a darknet cfg file" in capsys.readouterr().err
 
 
 SMALL = """[net]

@@ -17,6 +17,7 @@ from d2proj.darknet import plan_network
 from d2proj.darknet.detector import DarknetDetector, DarknetResize, make_decoder, make_nms
 from d2proj.errors import InputError
 from d2proj.evaluation.predictor import Predictor
+from tests.darknet.small_cfg import smaller
 
 THRESHOLDS = {"yolo": 0.3, "Gaussian_yolo": 0.2, "region": 0.05}
 REFERENCES = ["yolo-fastest-1.1-xl", "MobileNetV2-YOLOv3-Nano-coco"]
@@ -117,18 +118,13 @@ def test_decoders_equal_darknets_loops(data, name: str) -> None:
 @pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no importer")
 @pytest.mark.parametrize("name", ["cfg/yolov4-csp.cfg", "cfg/yolov3-tiny.cfg"])
 @torch.no_grad()
-def test_decoded_boxes_equal_opencvs(data, tmp_path, randomise, name: str) -> None:
+def test_decoded_boxes_equal_opencvs(
+    data, tmp_path, randomise, no_initial_weights, name: str
+) -> None:
     """OpenCV's region layer gives (x, y, w, h, objectness, scores), 0 to 1; new_coords too."""
     side = 160
     cfg, weights = tmp_path / "x.cfg", tmp_path / "x.weights"
-    lines = (data / name).read_text().splitlines()
-    keys = [line.replace(" ", "").split("=")[0] for line in lines]
-    cfg.write_text(
-        "\n".join(
-            f"{k}={side}" if k in ("width", "height") else line
-            for k, line in zip(keys, lines, strict=True)
-        )
-    )
+    cfg.write_text(smaller((data / name).read_text(), side, 4))
     model = DarknetDetector(cfg_file=cfg, bn_eps=1e-6).eval()
     network = model.backbone.network
     randomise(network)

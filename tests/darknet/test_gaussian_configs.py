@@ -14,10 +14,8 @@ from d2proj.engine.config import build, load_config
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gaussian_yolov3"
 
 
-def test_equals_its_cfg_file(data, randomise, tmp_path: Path, monkeypatch) -> None:
+def test_equals_its_cfg_file(data, randomise, tmp_path: Path, no_initial_weights) -> None:
     """Weights through a file both ways, raw maps, detections and losses."""
-    # Every weight comes from the file; drawing 62 M of them first takes seconds.
-    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: None)
     theirs = DarknetDetector(cfg_file=data / "cfg" / "Gaussian_yolov3_BDD.cfg")
     randomise(theirs.backbone.network)
     path, again = tmp_path / "x.weights", tmp_path / "again.weights"

@@ -26,14 +26,10 @@ from d2proj.modeling.backbones import (
 )
 from d2proj.modeling.necks import YOLOFPN
 
+pytestmark = pytest.mark.usefixtures("no_initial_weights")
+
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["c0", "c1", "c2", "c3", "c4", "c5"]
-
-
-@pytest.fixture(autouse=True)
-def no_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test fills all weights itself; drawing millions of them first takes seconds."""
-    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
 
 
 def test_darknet53_equals_timm(randomise) -> None:

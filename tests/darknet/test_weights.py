@@ -162,6 +162,25 @@ def test_partial_files(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back.57").read_bytes() == partial.read_bytes()
 
 
+def test_another_number_of_classes_by_way_of_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    """COCO's weights fill a network for three classes but for its two predictors."""
+    cfg = data / "weights" / f"{PUBLISHED[1]}.cfg"
+    weights, checkpoint = cfg.with_suffix(".weights"), tmp_path / "x.pth"
+    text = cfg.read_text().replace("classes=80", "classes=3").replace("filters=255", "filters=24")
+    (tmp_path / "three.cfg").write_text(text)
+    model = DarknetDetector(cfg_file=tmp_path / "three.cfg")
+    with pytest.raises(InputError, match="it belongs to another network"):
+        load_weights(model, weights, strict_classes=False)
+    main(["convert", str(cfg), str(weights), str(checkpoint)])
+    report = load_weights(model, checkpoint, strict_classes=False)
+    predictors = {f"backbone.network.layers.{head.index - 1}" for head in model.plan.heads}
+    assert {name.rpartition(".")[0] for name in report.mismatched} == predictors
+    assert len(predictors) == 2
+    stored = torch.load(checkpoint)["model"]
+    for name, tensor in model.state_dict().items():
+        assert name in report.mismatched or torch.equal(tensor, stored[name]), name
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -205,6 +224,7 @@ def test_convert_refuses(data: Path, tmp_path: Path, capsys) -> None:
         ([cfg, weights, target], "exists"),
         ([data / "cfg" / "yolov3.cfg", weights, tmp_path / "y.pth"], "holds 346062 values"),
         ([cfg, tmp_path / "absent", tmp_path / "y.pth"], "does not exist"),
+        ([cfg, weights, tmp_path / "y.pth", "--layers=-3"], "--layers must be 1 to 131, got -3"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["convert", *map(str, arguments)])

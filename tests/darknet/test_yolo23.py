@@ -13,6 +13,8 @@ from d2proj.darknet.detector import DarknetDetector
 from d2proj.engine.config import build, load_config
 from d2proj.modeling.meta_arch import YOLO
 
+pytestmark = pytest.mark.usefixtures("no_initial_weights")
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Config, and the cfg file that it writes out.
 PAIRS = {
@@ -24,12 +26,6 @@ PAIRS = {
     "yolov3/yolov3_tiny": "yolov3-tiny",
 }
 SIZES = [(64, 96), (64, 64)]
-
-
-@pytest.fixture(autouse=True)
-def no_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test fills all weights itself; drawing 60 M of them first takes seconds."""
-    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: None)
 
 
 def config_model(name: str, **changes: Any) -> YOLO:

@@ -28,12 +28,6 @@ PAIRS = {
 }
 
 
-@pytest.fixture
-def no_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are filled in anyway; drawing 60 M of them first takes seconds."""
-    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
-
-
 def config_model(name: str, **changes: Any) -> YOLO:
     cfg = load_config(
         ROOT / "configs" / "yolov4" / f"{name}.py", [f"{k}={v}" for k, v in changes.items()]

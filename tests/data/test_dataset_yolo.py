@@ -136,6 +136,8 @@ def test_node_errors(layout: Path) -> None:
 
     fails("dataset.train.images: /no does not exist", train={"images": "/no"})
     fails("dataset.train.images is not set", train={})
+    (layout / "gap.names").write_text("cat\n\ndog\n")
+    fails("gap.names, line 2: expected a class name", names=str(layout / "gap.names"))
     fails("dataset.names: /no does not exist", names="/no")
     fails("lists the class 'cat' twice", names=["cat", "cat"])
     (layout / "data.yaml").write_text("names: [cat\n")

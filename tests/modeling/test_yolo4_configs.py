@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
 from d2proj.engine.config import build, load_config
 from d2proj.modeling.backbones import CSPResNeXt50, Darknet, csp_darknet53_stages
 from d2proj.modeling.necks import CSPPAN, YOLOPAN, YOLOv4Top
-from d2proj.ops import box_iou
+from tests.modeling.yolo_trials import learn_by_heart, take_any_images
 
 ROOT = Path(__file__).resolve().parents[2] / "configs" / "yolov4"
 NARROW_PAN = [
@@ -39,74 +38,20 @@ def model_of(name: str, *overrides: str) -> Any:
     return build(load_config(ROOT / f"{name}.py", overrides), "model")
 
 
-def sample(height: int, width: int, boxes: list[list[float]], seed: int = 0) -> dict[str, Any]:
-    g = torch.Generator().manual_seed(seed)
-    truth = Instances((height, width))
-    truth.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-    truth.gt_classes = torch.arange(len(boxes)) % 3
-    image = torch.randint(0, 100, (3, height, width), dtype=torch.uint8, generator=g)
-    for k, box in enumerate(boxes):  # bright in the colour of the class
-        x0, y0, x1, y1 = map(int, box)
-        image[k % 3, y0:y1, x0:x1] += 155
-    return {"image": image, "instances": truth}
-
-
 @pytest.mark.parametrize("name", ["yolov4_tiny_scratch", "yolov4_csp"])
 def test_training_finds_the_boxes(name: str) -> None:
-    """Some steps on two images, one of them empty: the loss falls, the boxes are found."""
     torch.manual_seed(0)
-    model = model_of(name, "model.num_classes=3", *NARROW[name]).train()
-    truth = [[6.0, 8.0, 40.0, 50.0], [50.0, 10.0, 90.0, 60.0]]
-    batch = [sample(64, 96, truth), sample(64, 96, [], seed=1)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    history = []
-    for _ in range(50):
-        losses = model(batch)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
-        optimizer.step()
-        history.append({key: float(loss.detach()) for key, loss in losses.items()})
+    model = model_of(name, "model.num_classes=3", *NARROW[name])
+    history, _ = learn_by_heart(model, steps=50, score_thresh=0.2)
     assert history[-1]["loss_obj"] < 0.2 * history[0]["loss_obj"], history
     assert history[-1]["loss_box"] < 0.4 * history[0]["loss_box"], history
-    # Statistics of so few images lag behind.
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
-    with torch.no_grad():
-        for _ in range(2):
-            model(batch)
-    model.eval().postprocess.score_thresh = 0.2
-    with torch.no_grad():
-        full = model(batch)[0]["instances"]
-    iou = box_iou(torch.tensor(truth), full.pred_boxes.tensor)
-    assert (iou.amax(1) > 0.6).all(), iou
-    assert full.pred_classes[iou.argmax(1)].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_any_images(name: str, autocast: bool) -> None:
-    """Odd sizes, no boxes at all, boxes of a pixel, bfloat16: finite losses and gradients."""
     torch.manual_seed(0)
-    model = model_of(name, "model.num_classes=3", *NARROW[name]).train()
-    batches = [
-        [sample(45, 77, [[0, 0, 77, 45], [3, 3, 4, 4]]), sample(33, 20, [[0, 0, 20, 33]])],
-        [sample(32, 32, []), sample(64, 64, [])],
-    ]
-    for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            losses = model(batch)
-        assert all(bool(loss.isfinite()) for loss in losses.values())
-        assert all(loss.dtype == torch.float32 for loss in losses.values())
-        model.zero_grad()
-        sum(losses.values()).backward()
-        assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = model([{**x, "height": 90, "width": 154} for x in batches[0]])
-    assert all(x["instances"].image_size == (90, 154) for x in found)
+    take_any_images(model_of(name, "model.num_classes=3", *NARROW[name]), autocast=autocast)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)

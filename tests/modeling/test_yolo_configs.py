@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 
-from d2proj.data import RandomJitter
+from d2proj.data.augmentations import RandomJitter
 from d2proj.engine.config import build, load_config
 from d2proj.engine.schedule import Schedule
 from d2proj.errors import InputError
 from d2proj.modeling.backbones import Darknet, darknet_tiny_stages
 from d2proj.modeling.necks import FPN, YOLOFPN, Passthrough
-from d2proj.ops import box_iou
+from tests.modeling.yolo_trials import learn_by_heart, take_any_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ["yolov2/yolov2_tiny_scratch", "yolov3/yolov3_tiny_scratch"]
@@ -38,18 +37,6 @@ def model_of(name: str, *overrides: str) -> Any:
     return build(load_config(ROOT / "configs" / f"{name}.py", overrides), "model")
 
 
-def sample(height: int, width: int, boxes: list[list[float]], seed: int = 0) -> dict[str, Any]:
-    g = torch.Generator().manual_seed(seed)
-    truth = Instances((height, width))
-    truth.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-    truth.gt_classes = torch.arange(len(boxes)) % 3
-    image = torch.randint(0, 100, (3, height, width), dtype=torch.uint8, generator=g)
-    for k, box in enumerate(boxes):  # bright in the colour of the class
-        x0, y0, x1, y1 = map(int, box)
-        image[k % 3, y0:y1, x0:x1] += 155
-    return {"image": image, "instances": truth}
-
-
 def test_anchors_are_one_override() -> None:
     """The line that the k-means command prints: every decoder and loss has its part of them."""
     line = "model.anchors=[[1,2],[3,4],[5,6],[7,8],[9,10],[11,12]]"
@@ -64,8 +51,22 @@ def test_anchors_are_one_override() -> None:
         assert torch.equal(decoder.anchors, own)
     model = model_of("yolov2/yolov2", "model.anchors=[[1,2],[3,4],[5,6],[7,8],[9,10]]")
     assert torch.equal(model.decoders[0].anchors, torch.arange(1.0, 11).view(5, 2))
-    with pytest.raises(InputError, match="counts beyond the 5 anchors"):
-        model_of("yolov3/yolov3_tiny", "model.anchors=[[1,2],[3,4],[5,6],[7,8],[9,10]]")
+
+
+@pytest.mark.parametrize(
+    ("name", "anchors", "message"),
+    [
+        ("yolov3/yolov3_tiny", "[[1,2],[3,4]]", r"mask \[0, 1, 2\] counts beyond the 2 anchors"),
+        ("yolov3/yolov3_tiny", str([[9, 9]] * 7), "7 anchors, but the masks .* the first 6 alone"),
+        ("yolov3/yolov3_tiny", "[1,2,3,4]", r"must be \[\[width, height\], ...\], .* got 1"),
+        ("yolov3/yolov3_tiny", str([[-1, 2]] * 6), r"all positive, got \[-1, 2\]"),
+        ("yolov2/yolov2_tiny", "[[1,2],[3,4]]", "gives 425 values a cell, .* reads 170"),
+        ("yolo9000/yolo9000_tiny", "[[1,2]]", "num_anchors must be as many"),
+    ],
+)
+def test_anchors_that_do_not_fit(name: str, anchors: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model_of(name, f"model.anchors={anchors}", "model.num_classes=80")
 
 
 @pytest.mark.parametrize("name", SCRATCH)
@@ -79,60 +80,20 @@ def test_classes_are_one_override(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRATCH)
 def test_training_finds_the_boxes(name: str) -> None:
-    """A few steps on two images, one of them empty: the loss falls, the boxes are found."""
     torch.manual_seed(0)
-    model = model_of(name, "model.num_classes=3", *NARROW[name]).train()
-    truth = [[6.0, 8.0, 40.0, 50.0], [50.0, 10.0, 90.0, 60.0]]
-    batch = [sample(64, 96, truth), sample(64, 96, [], seed=1)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    history = []
-    for _ in range(40):
-        losses = model(batch)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        # The cross entropy of YOLOv3's box centres has a minimum above 0.
-        history.append(float(losses["loss_obj"].detach() + losses["loss_cls"].detach()))
-    assert history[-1] < 0.2 * history[0], history
-    # Statistics of so few images lag behind.
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
-    with torch.no_grad():
-        for _ in range(2):
-            model(batch)
-    model.eval().postprocess.score_thresh = 0.3
-    with torch.no_grad():
-        full, empty = (x["instances"] for x in model(batch))
-    assert len(empty) == 0
-    iou = box_iou(torch.tensor(truth), full.pred_boxes.tensor)
-    assert (iou.amax(1) > 0.6).all()
-    assert full.pred_classes[iou.argmax(1)].tolist() == [0, 1]
+    model = model_of(name, "model.num_classes=3", *NARROW[name])
+    history, in_the_empty = learn_by_heart(model, steps=40, score_thresh=0.3)
+    assert in_the_empty == 0
+    # The cross entropy of YOLOv3's box centres has a minimum above 0.
+    of_scores = [losses["loss_obj"] + losses["loss_cls"] for losses in history]
+    assert of_scores[-1] < 0.2 * of_scores[0], of_scores
 
 
-@pytest.mark.parametrize("name", [*SCRATCH, "yolov3/yolov3_tiny", "yolov2/yolov2_tiny"])
+@pytest.mark.parametrize("name", SCRATCH)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_any_images(name: str, autocast: bool) -> None:
-    """Odd sizes, no boxes at all, boxes of a pixel, bfloat16: finite losses and gradients."""
     torch.manual_seed(0)
-    model = model_of(name, "model.num_classes=3").train()
-    batches = [
-        [sample(45, 77, [[0, 0, 77, 45], [3, 3, 4, 4]]), sample(33, 20, [[0, 0, 20, 33]])],
-        [sample(32, 32, []), sample(64, 64, [])],
-    ]
-    for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            losses = model(batch)
-        assert all(bool(loss.isfinite()) for loss in losses.values())
-        assert all(loss.dtype == torch.float32 for loss in losses.values())
-        model.zero_grad()
-        sum(losses.values()).backward()
-        assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = model([{**x, "height": 90, "width": 154} for x in batches[0]])
-    assert all(x["instances"].image_size == (90, 154) for x in found)
+    take_any_images(model_of(name, "model.num_classes=3", *NARROW[name]), autocast=autocast)
 
 
 def test_topk_candidates_are_of_each_map() -> None:

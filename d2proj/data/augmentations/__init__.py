@@ -2,6 +2,7 @@
 
 from d2proj.data.augmentations.crop import SSDRandomCrop
 from d2proj.data.augmentations.expand import RandomExpand
+from d2proj.data.augmentations.jitter import RandomJitter
 from d2proj.data.augmentations.photometric import PhotometricDistort
 
-__all__ = ["PhotometricDistort", "RandomExpand", "SSDRandomCrop"]
+__all__ = ["PhotometricDistort", "RandomExpand", "RandomJitter", "SSDRandomCrop"]

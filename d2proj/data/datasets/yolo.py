@@ -13,6 +13,7 @@ from PIL import Image
 
 from d2proj.data.bad_image import UNREADABLE
 from d2proj.data.datasets.raw import RawDataset, existing_path, image_size, read_lines
+from d2proj.data.names_file import read_names
 from d2proj.errors import InputError
 
 _SPLIT = {"images": None}
@@ -250,7 +251,7 @@ def _names(node: dict[str, Any], described: dict[str, Any], first_image: str) ->
         if path.suffix in (".yaml", ".yml"):
             given = _read_yaml(path).get("names")
         else:
-            given = [line.strip() for line in read_lines(path) if line.strip()]
+            given = read_names(path)
     names = _as_list(given, origin)
     expected = described.get("nc", described.get("classes"))
     if expected is not None and str(expected) != str(len(names)):

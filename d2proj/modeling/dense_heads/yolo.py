@@ -6,6 +6,7 @@ pairs above a score: boxes (M, 4) x1 y1 x2 y2 in pixels of the network's input, 
 float32 or better.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -50,6 +51,18 @@ def _corners(center: Tensor, size: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=1)
 
 
+def check_anchors(anchors: Sequence[Sequence[float]]) -> None:
+    """Refuse what are no shapes.
+
+    Raises:
+        ValueError: they are not (width, height) pairs of positive numbers.
+    """
+    for anchor in anchors:
+        pair = isinstance(anchor, Sequence) and len(anchor) == 2
+        if not (pair and all(0 < side < math.inf for side in anchor)):
+            raise ValueError(f"anchors must be [[width, height], ...], all positive, got {anchor}")
+
+
 class _AnchorDecoder(Decoder):
     """Anchors at every cell.
 
@@ -59,10 +72,12 @@ class _AnchorDecoder(Decoder):
         mask: which of the anchors are this map's, A of them; None for all.
 
     Raises:
-        ValueError: ``mask`` counts beyond the anchors.
+        ValueError: the anchors are no pairs of positive numbers, or ``mask`` counts beyond them.
     """
 
     anchors: Tensor
+    box_values = 5
+    """Values of an anchor before those of the classes; the last of them is the objectness."""
 
     def __init__(
         self,
@@ -72,11 +87,16 @@ class _AnchorDecoder(Decoder):
         mask: Sequence[int] | None = None,
     ) -> None:
         super().__init__(num_classes=num_classes)
-        self.objectness = 4  # its place among the values of an anchor
+        check_anchors(anchors)
         if mask is not None and max(mask) >= len(anchors):
             raise ValueError(f"mask {list(mask)} counts beyond the {len(anchors)} anchors given")
         own = anchors if mask is None else [anchors[i] for i in mask]
         self.register_buffer("anchors", torch.tensor(own).float(), persistent=False)
+
+    @property
+    def channels(self) -> int:
+        """Of the maps that it reads."""
+        return len(self.anchors) * (self.box_values + self.num_classes)
 
     def _candidate_cells(self, raw: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
         """Values (M, V) of the anchors whose objectness may suffice, their anchor and cell.
@@ -85,7 +105,7 @@ class _AnchorDecoder(Decoder):
         """
         height, width = raw.shape[1:]
         raw = raw.view(len(self.anchors), -1, height, width)
-        objectness = self._probability(full_precision(raw[:, self.objectness]))
+        objectness = self._probability(full_precision(raw[:, self.box_values - 1]))
         anchor, y, x = torch.nonzero(objectness > score_thresh).unbind(1)
         return full_precision(raw[anchor, :, y, x]), anchor, torch.stack([x, y], 1)
 
@@ -167,6 +187,8 @@ class GaussianYOLODecoder(YOLODecoder):
         scale_x_y: as in :class:`YOLODecoder`; darknet applies it to σx and σy, too.
     """
 
+    box_values = 9
+
     def __init__(
         self,
         *,
@@ -176,7 +198,6 @@ class GaussianYOLODecoder(YOLODecoder):
         scale_x_y: float = 1.0,
     ) -> None:
         super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, scale_x_y=scale_x_y)
-        self.objectness = 8
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (9 + C), H, W)."""

@@ -33,6 +33,11 @@ class TreeDecoder(RegionDecoder):
         self.tree = tree
         self.hier_thresh = hier_thresh
 
+    @property
+    def channels(self) -> int:
+        """Of the maps that it reads; a node each, whatever the map of classes."""
+        return len(self.anchors) * (self.box_values + len(self.tree))
+
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`~d2proj.modeling.dense_heads.yolo.Decoder`; (A * (5 + n), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)

@@ -13,7 +13,8 @@ from d2proj.layers.norm import NormFactory
 class YOLOHead(nn.Module):
     """Of each level a 3x3 convolution and a 1x1 one, whose map a decoder reads.
 
-    ``levels[i]`` is a Sequential of the two (of the 1x1 one where ``conv_dims[i]`` is 0).
+    ``levels[i]`` is a Sequential of the two (of the 1x1 one where ``conv_dims[i]`` is 0), with
+    ``out_channels`` channels.
 
     Args:
         in_channels: of each level's map.
@@ -47,6 +48,7 @@ class YOLOHead(nn.Module):
                 f"a YOLO head takes one conv_dims for each of its {len(in_channels)} levels, "
                 f"got {len(conv_dims)}"
             )
+        self.out_channels = num_anchors * (box_values + num_classes)
         self.levels = nn.ModuleList()
         for channels, dims in zip(in_channels, conv_dims, strict=True):
             level = nn.Sequential()
@@ -54,7 +56,7 @@ class YOLOHead(nn.Module):
                 level.append(conv_norm_act(channels, dims, 3, norm=norm, activation=activation))
             predictor = Conv2d(
                 dims or channels,
-                num_anchors * (box_values + num_classes),
+                self.out_channels,
                 1,
                 activation=get_activation(predictor_activation),
             )
@@ -65,5 +67,5 @@ class YOLOHead(nn.Module):
             self.levels.append(level)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor]]:
-        """Maps (N, C_i, H_i, W_i) -> ([(N, anchors * (box_values + classes), H_i, W_i), ...],)."""
+        """Maps (N, C_i, H_i, W_i) -> ([(N, out_channels, H_i, W_i), ...],)."""
         return ([level(x) for level, x in zip(self.levels, maps, strict=True)],)

@@ -45,6 +45,7 @@ class YOLOv1Head(nn.Module):
         activation: str | Activation | None = "leaky",
     ) -> None:
         super().__init__()
+        _check_grid(side, boxes_per_cell)
         self.side = side
         level = nn.Sequential()
         if local_channels:
@@ -107,6 +108,7 @@ class YOLOv1ConvHead(nn.Module):
         activation: str | Activation | None = "leaky",
     ) -> None:
         super().__init__()
+        _check_grid(side, boxes_per_cell)
         self.side = side
         self.parts = [num_classes, boxes_per_cell, 4 * boxes_per_cell]
         predictor = Conv2d(conv_dims, sum(self.parts), 1)
@@ -125,6 +127,13 @@ class YOLOv1ConvHead(nn.Module):
         values = self.layers(_to_grid(x, self.side)).permute(0, 2, 3, 1)
         parts = [part.flatten(1) for part in values.split(self.parts, dim=3)]
         return ([torch.cat(parts, dim=1)],)
+
+
+def _check_grid(side: int, boxes_per_cell: int) -> None:
+    if side < 1 or boxes_per_cell < 1:
+        raise ValueError(
+            f"side and boxes_per_cell must be at least 1, got {side} and {boxes_per_cell}"
+        )
 
 
 def _to_grid(x: Tensor, side: int) -> Tensor:

@@ -34,6 +34,10 @@ class YOLO(DenseDetector):
             have them from this one place of a config (``anchors="${...anchors}"``, each with a
             ``mask``), so that one override changes them all.
         **dense_detector: see :class:`DenseDetector`.
+
+    Raises:
+        ValueError: a decoder reads other maps than the head gives, or there are anchors beyond
+            those of all masks.
     """
 
     def __init__(
@@ -48,6 +52,26 @@ class YOLO(DenseDetector):
         self.anchors = None if anchors is None else [list(anchor) for anchor in anchors]
         self.decoders = nn.ModuleList(decoders)
         self.level_losses = nn.ModuleList(level_losses or [])
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """What a command line that changes anchors may have left as it was."""
+        given = getattr(self.head, "out_channels", None)
+        for decoder in self.decoders:
+            read = getattr(decoder, "channels", None)
+            if None not in (given, read) and given != read:
+                raise ValueError(
+                    f"the head gives {given} values a cell, but its decoder reads {read}: "
+                    "head.num_anchors must be as many as the decoder's anchors"
+                )
+        masks = [cast(Tensor, loss.mask) for loss in self.level_losses if hasattr(loss, "mask")]
+        if self.anchors is not None and masks:
+            used = 1 + int(torch.cat(masks).max())
+            if len(self.anchors) > used:
+                raise ValueError(
+                    f"there are {len(self.anchors)} anchors, but the masks of decoders and losses "
+                    f"name the first {used} alone"
+                )
 
     def darknet_layers(self) -> Iterable[nn.Module]:
         """The layers with weights in the order of darknet's weights files.

@@ -1,4 +1,4 @@
-"""darknet's random crop."""
+"""Darknet's random crop."""
 
 from typing import Any
 

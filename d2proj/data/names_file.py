@@ -1,4 +1,4 @@
-"""Darknet's ``.names`` files: a class name on each line."""
+"""Files of class names, one on each line (darknet's ``.names``, ``classes.txt``)."""
 
 from pathlib import Path
 
