@@ -347,9 +347,6 @@ void direct(const Job& job) {
   // Few blocks are cut by output channels too, so that every thread has some.
   const int64_t cuts = std::max(std::min(s.pairs(), ceil_div(16, blocks)), ceil_div(s.pairs(), kPairsAtOnce));
   const int64_t pairs_at_once = ceil_div(s.pairs(), cuts);
-  // Pixels of a 1 x 1 kernel are columns already, unless many of them fall on one line of the cache.
-  const bool in_place =
-      taps == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0 && s.channels <= 256;
   torch::stable::parallel_for(0, blocks * cuts, 1, [&](int64_t begin, int64_t end) {
     const auto buffer = aligned_buffer<float>(kBlockRows * pitch);
     const auto sums = aligned_buffer<float>(2 * pairs_at_once * kSumStride);
@@ -362,11 +359,6 @@ void direct(const Job& job) {
       const int64_t count = pixels.end - pixels.begin;
       for (int64_t tap = 0; tap < taps; tap += taps_at_once) {
         const Range some{tap, std::min(tap + taps_at_once, taps)};
-        if (in_place && pixels.begin + padded_rows(count) <= s.pixels()) {
-          const float* columns = job.input + pixels.begin * s.channels;
-          simd::dispatch<MultiplyColumns>(job, columns, s.channels, count, some, pairs, sums.get());
-          continue;
-        }
         if (filled != block || taps_at_once < taps) {
           simd::dispatch<Columns>(job, buffer.get(), pitch, pixels, some);
           filled = block;
