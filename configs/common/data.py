@@ -23,5 +23,6 @@ data = dict(
         ),
         L(T.RandomFlip)(horizontal=True),
     ],
+    batch_augmentations=[],  # of whole batches, after the images' own
     val_augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
 )

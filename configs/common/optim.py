@@ -17,3 +17,12 @@ AdamW = L(torch.optim.AdamW)(
     betas=[0.9, 0.999],
     weight_decay=0.05,
 )
+
+# darknet's: learning rate and decay of its published cfg files, for batches of 64; neither biases
+# nor batch normalisation decay.
+darknet = L(torch.optim.SGD)(
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0, weight_decay_bias=0.0),
+    lr=1e-3,
+    momentum=0.9,
+    weight_decay=5e-4,
+)

@@ -17,3 +17,12 @@ cosine = L(CosineSchedule)(
     warmup_iters=500,
     warmup_factor=0.001,
 )
+
+# darknet's policy=steps: of 500 200 batches of 64, after a burn_in of 1000.
+darknet = L(MultiStepSchedule)(
+    milestones=[400_000 / 500_200, 450_000 / 500_200],
+    gamma=0.1,
+    warmup_iters=1000,
+    warmup_factor=0.0,
+    warmup_power=4.0,
+)

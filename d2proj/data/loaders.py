@@ -1,7 +1,7 @@
 """The loaders: batches of mapped samples, from worker processes or this one."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from d2proj.data.bad_image import BadImage, BadImageError, BadImageLog
+from d2proj.data.batch_augmentations import BatchAugmentation
 from d2proj.data.detection_data import DetectionData
 from d2proj.data.mapper import DetectionMapper
 from d2proj.data.samplers import Sample, TrainBatchSampler, repeat_factors
@@ -29,6 +30,7 @@ def build_train_loader(
     workers: int,
     augmentations: Sequence[Any],
     seed: int,
+    batch_augmentations: Sequence[BatchAugmentation] = (),
     start_iter: int = 0,
     aspect_ratio_grouping: bool = True,
     repeat_threshold: float = 0.0,
@@ -47,6 +49,7 @@ def build_train_loader(
         workers: worker processes of this process; 0 reads in this one.
         augmentations: Detectron2's.
         seed: of the order and of the augmentations; the same on all processes.
+        batch_augmentations: what happens to each batch after that, in order.
         start_iter: iterations that are already done.
         aspect_ratio_grouping: make batches of wide or of tall images only (less padding).
         repeat_threshold: class frequency below which images are repeated as in LVIS; 0: never.
@@ -80,8 +83,10 @@ def build_train_loader(
         factors=repeat_factors(data.dicts, indices, repeat_threshold) if repeat_threshold else None,
     )
     mapper = DetectionMapper(augmentations, image_format=image_format, training=True)
-    dataset = SeededSamples(data.dicts, mapper, seed=seed, replacements=indices)
-    return TrainLoader(dataset, sampler, workers, BadImageLog(on_bad_image))
+    samples = SeededSamples(data.dicts, mapper, seed=seed, replacements=indices)
+    dataset = SeededBatches(samples, batch_augmentations, seed=seed)
+    numbered = _Numbered(sampler, start_iter)
+    return TrainLoader(dataset, numbered, workers, BadImageLog(on_bad_image))
 
 
 def build_val_loader(
@@ -159,6 +164,47 @@ class SeededSamples(Dataset[Record | BadImage]):
         return {"bad_images": bad}
 
 
+class SeededBatches(Dataset[list[Record]]):
+    """Batch (iteration, samples): the mapped samples, after the batch augmentations.
+
+    Args:
+        samples: maps each sample.
+        augmentations: of the whole batch, in order.
+        seed: given to them, and of the generators that they find.
+    """
+
+    def __init__(
+        self, samples: SeededSamples, augmentations: Sequence[BatchAugmentation], *, seed: int
+    ) -> None:
+        self._samples = samples
+        self._augmentations = list(augmentations)
+        self._seed = seed
+
+    def __getitem__(self, batch: tuple[int, list[Sample]]) -> list[Record]:
+        """The batch of an iteration; left alone where an image found no replacement."""
+        iteration, samples = batch
+        records = [self._samples[sample] for sample in samples]
+        if not all("image" in record for record in records):
+            return records
+        # The position of the first sample: no other process, and no other iteration, has it. The
+        # further word tells this stream from that sample's own.
+        with seeded_generators(self._seed, samples[0][0], 1):
+            for augmentation in self._augmentations:
+                records = augmentation(records, iteration=iteration, seed=self._seed)
+        return records
+
+
+class _Numbered:
+    """Batches of samples, each with its iteration."""
+
+    def __init__(self, batches: Iterable[list[Sample]], start: int) -> None:
+        self._batches = batches
+        self._start = start
+
+    def __iter__(self) -> Iterator[tuple[int, list[Sample]]]:
+        return enumerate(self._batches, self._start)
+
+
 class seeded_generators:
     """Seeds Python's, numpy's and torch's (CPU) generators, and restores them afterwards.
 
@@ -167,9 +213,9 @@ class seeded_generators:
     without workers.
     """
 
-    def __init__(self, seed: int, position: int) -> None:
+    def __init__(self, *entropy: int) -> None:
         # Three independent words for three generators.
-        self._words = np.random.SeedSequence([seed, position]).generate_state(3).tolist()
+        self._words = np.random.SeedSequence(entropy).generate_state(3).tolist()
 
     def __enter__(self) -> None:
         self._saved = (
@@ -199,12 +245,12 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: SeededSamples,
-        batch_sampler: TrainBatchSampler,
+        dataset: SeededBatches,
+        batches: Iterable[tuple[int, list[Sample]]],
         workers: int,
         log: BadImageLog,
     ) -> None:
-        self._loader = _data_loader(dataset, batch_sampler, workers)
+        self._loader = _data_loader(dataset, workers, sampler=batches, batch_size=None)
         self._log = log
         self.bad_images = log.counts
 
@@ -236,7 +282,7 @@ class ValLoader:
         indices = list(InferenceSampler(len(dataset)))
         starts = range(0, len(indices), batch_size)
         batches = [[(i, i) for i in indices[start : start + batch_size]] for start in starts]
-        self._loader = _data_loader(dataset, batches, workers)
+        self._loader = _data_loader(dataset, workers, batch_sampler=batches)
         self._log = log
         self.bad_images = log.counts
         self.dataset = dataset
@@ -253,10 +299,10 @@ class ValLoader:
                 yield good
 
 
-def _data_loader(dataset: SeededSamples, batch_sampler: Any, workers: int) -> DataLoader[Any]:
+def _data_loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,
-        batch_sampler=batch_sampler,
+        **batches,
         num_workers=workers,
         collate_fn=_as_list,
         # Iterating draws a seed for the workers, which must not come from the model's generator.

@@ -92,6 +92,7 @@ DATA: dict[str, Option] = {
     "on_bad_image": Option(str, choices=("raise", "skip")),
     "image_format": Option(str, choices=("BGR", "RGB")),
     "train_augmentations": Option(list),
+    "batch_augmentations": Option(list),
     "val_augmentations": Option(list),
 }
 EVAL: dict[str, Option] = {

@@ -168,13 +168,13 @@ def _build_trainer(
     ema = None
     if node.enabled:
         ema = ModelEma(model, decay=node.decay, warmup_iters=node.warmup_iters)
-    augmentations = build(cfg, "data.train_augmentations")
     loader = partial(
         build_train_loader,
         data,
         batch_size=cfg.data.batch_size,
         workers=cfg.data.workers,
-        augmentations=augmentations,
+        augmentations=build(cfg, "data.train_augmentations"),
+        batch_augmentations=build(cfg, "data.batch_augmentations"),
         seed=cfg.train.seed,
         aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
         repeat_threshold=cfg.data.repeat_threshold,

@@ -9,14 +9,18 @@ from collections.abc import Sequence
 
 
 class Schedule(ABC):
-    """A factor for the base learning rate, with a linear warm-up before it."""
+    """A factor for the base learning rate, with a warm-up before it."""
 
-    def __init__(self, *, warmup_iters: int = 0, warmup_factor: float = 0.001) -> None:
+    def __init__(
+        self, *, warmup_iters: int = 0, warmup_factor: float = 0.001, warmup_power: float = 1.0
+    ) -> None:
         """Make a schedule.
 
         Args:
-            warmup_iters: iterations of linear warm-up; at most half of the run is spent on it.
+            warmup_iters: iterations of warm-up; at most half of the run is spent on it.
             warmup_factor: the factor of the first iteration.
+            warmup_power: of the growth from there to 1: 1 is linear, 4 with a ``warmup_factor`` of
+                0 is darknet's ``burn_in``.
         """
         if warmup_iters < 0 or not 0 <= warmup_factor <= 1:
             raise ValueError(
@@ -25,13 +29,14 @@ class Schedule(ABC):
             )
         self.warmup_iters = warmup_iters
         self.warmup_factor = warmup_factor
+        self.warmup_power = warmup_power
 
     def factor(self, iteration: int, max_iter: int) -> float:
         """The factor of iteration ``iteration`` (from 0) in a run of ``max_iter`` iterations."""
         factor = self.decay(min(iteration / max(max_iter, 1), 1.0))
         warmup = min(self.warmup_iters, max_iter // 2)
         if iteration < warmup:
-            alpha = iteration / warmup
+            alpha = (iteration / warmup) ** self.warmup_power
             factor *= self.warmup_factor * (1 - alpha) + alpha
         return factor
 
@@ -50,9 +55,12 @@ class MultiStepSchedule(Schedule):
         gamma: float = 0.1,
         warmup_iters: int = 0,
         warmup_factor: float = 0.001,
+        warmup_power: float = 1.0,
     ) -> None:
         """Make a schedule that drops at ``milestones``, each in 0..1, ascending."""
-        super().__init__(warmup_iters=warmup_iters, warmup_factor=warmup_factor)
+        super().__init__(
+            warmup_iters=warmup_iters, warmup_factor=warmup_factor, warmup_power=warmup_power
+        )
         self.milestones = [float(m) for m in milestones]
         self.gamma = gamma
         if self.milestones != sorted(self.milestones) or any(
@@ -77,6 +85,7 @@ class CosineSchedule(Schedule):
         flat_fraction: float = 0.0,
         warmup_iters: int = 0,
         warmup_factor: float = 0.001,
+        warmup_power: float = 1.0,
     ) -> None:
         """Make a schedule.
 
@@ -85,8 +94,11 @@ class CosineSchedule(Schedule):
             flat_fraction: the fraction of the run before the cosine starts.
             warmup_iters: see :class:`Schedule`.
             warmup_factor: see :class:`Schedule`.
+            warmup_power: see :class:`Schedule`.
         """
-        super().__init__(warmup_iters=warmup_iters, warmup_factor=warmup_factor)
+        super().__init__(
+            warmup_iters=warmup_iters, warmup_factor=warmup_factor, warmup_power=warmup_power
+        )
         if not 0 <= flat_fraction < 1:
             raise ValueError(f"flat_fraction must be in [0, 1), not {flat_fraction}")
         self.final_factor = final_factor

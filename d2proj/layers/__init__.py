@@ -1,21 +1,33 @@
 """Small blocks that networks are made of."""
 
 from d2proj.layers.activation import get_activation
+from d2proj.layers.attention import CBAM, PointwiseSAM, SqueezeExcitation
 from d2proj.layers.conv import Conv2d, conv_norm_act
 from d2proj.layers.dropblock import DropBlock
 from d2proj.layers.local import LocallyConnected2d
 from d2proj.layers.norm import FrozenBatchNorm2d, PerLevelBatchNorm2d, get_norm
+from d2proj.layers.norm_cross import CmBN
+from d2proj.layers.receptive_field import ASPP, RFB, SPP, RFBs, SPPBlock
 from d2proj.layers.reorg import Reorg, SpaceToDepth
 from d2proj.layers.weighted_sum import WeightedSum
 
 __all__ = [
+    "ASPP",
+    "CBAM",
+    "RFB",
+    "SPP",
+    "CmBN",
     "Conv2d",
     "DropBlock",
     "FrozenBatchNorm2d",
     "LocallyConnected2d",
     "PerLevelBatchNorm2d",
+    "PointwiseSAM",
+    "RFBs",
     "Reorg",
+    "SPPBlock",
     "SpaceToDepth",
+    "SqueezeExcitation",
     "WeightedSum",
     "conv_norm_act",
     "get_activation",

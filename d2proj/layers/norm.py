@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2proj.layers.norm_cross import CmBN
+
 NormFactory = Callable[[int], nn.Module]
 
 
@@ -111,6 +113,7 @@ class PerLevelBatchNorm2d(nn.ModuleList):
 
 _NORMS: dict[str, NormFactory] = {
     "BN": nn.BatchNorm2d,
+    "CmBN": CmBN,
     "FrozenBN": FrozenBatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels),
@@ -121,8 +124,8 @@ def get_norm(norm: str | NormFactory | None, num_channels: int) -> nn.Module | N
     """Make a normalisation layer.
 
     Args:
-        norm: ``"BN"``, ``"FrozenBN"``, ``"SyncBN"``, ``"GN"`` (32 groups), ``""`` or None for none,
-            or a callable that takes the number of channels.
+        norm: ``"BN"``, ``"CmBN"`` (4 mini-batches), ``"FrozenBN"``, ``"SyncBN"``, ``"GN"`` (32
+            groups), ``""`` or None for none, or a callable that takes the number of channels.
         num_channels: channels of the map to normalise.
 
     Raises:

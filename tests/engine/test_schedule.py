@@ -52,6 +52,13 @@ def test_published_schedule():
     assert schedule.factor(0, 90_000) == pytest.approx(0.001)
 
 
+def test_darknets_burn_in():
+    """darknet's get_current_rate: learning_rate * pow(batch / burn_in, power), power 4."""
+    schedule = ConstantSchedule(warmup_iters=1000, warmup_factor=0.0, warmup_power=4.0)
+    for i in (0, 1, 250, 999, 1000):
+        assert schedule.factor(i, 500_200) == pytest.approx(min(1.0, (i / 1000) ** 4))
+
+
 def test_short_runs_warm_up_for_half_at_most():
     schedule = ConstantSchedule(warmup_iters=1000)
     assert schedule.factor(5, 10) == 1

@@ -1,5 +1,15 @@
 """Backbones: (N, 3, H, W) to a dict of named feature maps."""
 
+from d2proj.modeling.backbones.darknet import (
+    Darknet,
+    DarknetClassifier,
+    DarknetResidual,
+    SameMaxPool2d,
+    convolutions,
+    darknet19_stages,
+    darknet53_stages,
+    darknet_tiny_stages,
+)
 from d2proj.modeling.backbones.resnet import (
     BasicBlock,
     BasicStem,
@@ -9,4 +19,19 @@ from d2proj.modeling.backbones.resnet import (
     resnet_stages,
 )
 
-__all__ = ["BasicBlock", "BasicStem", "BottleneckBlock", "ConvStem", "ResNet", "resnet_stages"]
+__all__ = [
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "ConvStem",
+    "Darknet",
+    "DarknetClassifier",
+    "DarknetResidual",
+    "ResNet",
+    "SameMaxPool2d",
+    "convolutions",
+    "darknet19_stages",
+    "darknet53_stages",
+    "darknet_tiny_stages",
+    "resnet_stages",
+]

@@ -54,9 +54,13 @@ class _AnchorDecoder(Decoder):
     """Anchors at every cell.
 
     Args:
-        anchors: (A, 2) width, height.
-        values_per_anchor: of the raw map's channels.
+        anchors: (T, 2) width, height.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
+        objectness: its place among the values of an anchor.
+
+    Raises:
+        ValueError: ``mask`` counts beyond the anchors.
     """
 
     anchors: Tensor
@@ -66,11 +70,15 @@ class _AnchorDecoder(Decoder):
         *,
         anchors: Sequence[Sequence[float]],
         num_classes: int,
+        mask: Sequence[int] | None = None,
         objectness: int = 4,
     ) -> None:
         super().__init__(num_classes=num_classes)
         self.objectness = objectness
-        self.register_buffer("anchors", torch.tensor(anchors).float(), persistent=False)
+        if mask is not None and max(mask) >= len(anchors):
+            raise ValueError(f"mask {list(mask)} counts beyond the {len(anchors)} anchors given")
+        own = anchors if mask is None else [anchors[i] for i in mask]
+        self.register_buffer("anchors", torch.tensor(own).float(), persistent=False)
 
     def _candidate_cells(self, raw: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
         """Values (M, V) of the anchors whose objectness may suffice, their anchor and cell.
@@ -92,8 +100,9 @@ class YOLODecoder(_AnchorDecoder):
     sigmoid and w = anchor * (2 t)².
 
     Args:
-        anchors: (A, 2) width, height in pixels of the network's input.
+        anchors: (T, 2) width, height in pixels of the network's input.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
         scale_x_y: s.
         new_coords: see above.
     """
@@ -103,10 +112,11 @@ class YOLODecoder(_AnchorDecoder):
         *,
         anchors: Sequence[Sequence[float]],
         num_classes: int,
+        mask: Sequence[int] | None = None,
         scale_x_y: float = 1.0,
         new_coords: bool = False,
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes)
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask)
         self.scale_x_y = scale_x_y
         self.new_coords = new_coords
 
@@ -143,15 +153,21 @@ class GaussianYOLODecoder(_AnchorDecoder):
     multiplied by one minus the mean deviation (equation 8).
 
     Args:
-        anchors: (A, 2) width, height in pixels of the network's input.
+        anchors: (T, 2) width, height in pixels of the network's input.
         num_classes: C.
+        mask: which of the anchors are this map's, A of them; None for all.
         scale_x_y: as in :class:`YOLODecoder`; darknet applies it to σx and σy, too.
     """
 
     def __init__(
-        self, *, anchors: Sequence[Sequence[float]], num_classes: int, scale_x_y: float = 1.0
+        self,
+        *,
+        anchors: Sequence[Sequence[float]],
+        num_classes: int,
+        mask: Sequence[int] | None = None,
+        scale_x_y: float = 1.0,
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes, objectness=8)
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, objectness=8)
         self.scale_x_y = scale_x_y
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:

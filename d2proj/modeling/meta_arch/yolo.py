@@ -30,6 +30,9 @@ class YOLO(DenseDetector):
         level_losses: of each map; called with its raw values, its decoder, the ground truth and the
             input's size, they give ``loss_*`` by name, which are summed over the maps. Without
             them the model cannot be trained.
+        anchors: (T, 2) of all maps together. Nothing is done with them here: decoders and losses
+            have them from this one place of a config (``anchors="${...anchors}"``, each with a
+            ``mask``), so that one override changes them all.
         **dense_detector: see :class:`DenseDetector`.
     """
 
@@ -38,9 +41,11 @@ class YOLO(DenseDetector):
         *,
         decoders: Sequence[Decoder],
         level_losses: Sequence[nn.Module] | None,
+        anchors: Sequence[Sequence[float]] | None = None,
         **dense_detector: Any,
     ) -> None:
         super().__init__(**dense_detector)
+        self.anchors = None if anchors is None else [list(anchor) for anchor in anchors]
         self.decoders = nn.ModuleList(decoders)
         self.level_losses = nn.ModuleList(level_losses or [])
 

@@ -1,0 +1,15 @@
+"""YOLOv2-tiny, COCO, darknet's schedule (yolov2-tiny.cfg).
+
+Start from ImageNet weights: train.init_checkpoint=yolov2-tiny.conv.13."""
+
+from ..common.darknet_data import data, dataset
+from ..common.eval import eval
+from ..common.models.yolov2_tiny import model
+from ..common.optim import darknet as optimizer
+from ..common.schedule import darknet as schedule
+from ..common.train import train
+
+data.train_augmentations[0].jitter = 0.2
+
+train.epochs = 273  # 500 200 batches of 64 of COCO trainval35k
+train.lr_batch_size = 64
