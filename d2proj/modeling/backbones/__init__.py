@@ -18,6 +18,7 @@ from d2proj.modeling.backbones.resnet import (
     ResNet,
     resnet_stages,
 )
+from d2proj.modeling.backbones.yolov1 import YOLOv1Backbone
 
 __all__ = [
     "BasicBlock",
@@ -29,6 +30,7 @@ __all__ = [
     "DarknetResidual",
     "ResNet",
     "SameMaxPool2d",
+    "YOLOv1Backbone",
     "convolutions",
     "darknet19_stages",
     "darknet53_stages",

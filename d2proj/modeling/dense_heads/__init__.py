@@ -2,5 +2,6 @@
 
 from d2proj.modeling.dense_heads.retinanet import RetinaNetHead
 from d2proj.modeling.dense_heads.yolo_head import YOLOHead
+from d2proj.modeling.dense_heads.yolov1 import YOLOv1Head
 
-__all__ = ["RetinaNetHead", "YOLOHead"]
+__all__ = ["RetinaNetHead", "YOLOHead", "YOLOv1Head"]
