@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bccd
+from d2proj.errors import InputError
 
 PAGE = bccd.ROOT / "docs" / "zoo.md"
 OUTPUT = bccd.RESULTS / "zoo_bccd.json"
-HEIGHT, WIDTH = 192, 256
+HEIGHT, WIDTH = 224, 224
 BATCH = 8
 COST_IMAGES = 24
 COST_WARMUP = 6
@@ -44,6 +45,11 @@ class System:
 SYSTEMS = {
     "faster_rcnn": System("Faster R-CNN", "configs/faster_rcnn/faster_rcnn_tiny.py"),
     "retinanet": System("RetinaNet", "configs/retinanet/retinanet_tiny.py"),
+    "retinanet_pan": System("RetinaNet, PAN", "configs/retinanet/retinanet_tiny_pan.py"),
+    "retinanet_asff": System("RetinaNet, ASFF", "configs/retinanet/retinanet_tiny_asff.py"),
+    "retinanet_sfam": System("RetinaNet, SFAM", "configs/retinanet/retinanet_tiny_sfam.py"),
+    "retinanet_cbam": System("RetinaNet, CBAM", "configs/retinanet/retinanet_tiny_cbam.py"),
+    "retinanet_rfb": System("RetinaNet, RFB", "configs/retinanet/retinanet_tiny_rfb.py"),
     "yolov1": System("YOLOv1", "configs/yolov1/yolov1_tiny_scratch.py"),
     "ssd": System("SSD", "configs/ssd/ssd_tiny.py"),
     "rfb": System("RFBNet", "configs/rfb/rfb_tiny.py"),
@@ -72,7 +78,9 @@ def main() -> None:
         print(json.dumps(cost(args.cost, args.threads)))
         return
     report = json.loads(args.output.read_text()) if args.output.is_file() else {}
-    rows: dict[str, Any] = report.get("rows", {})
+    # Rows of another budget do not stand in one table with these.
+    same = report.get("settings") == settings(args)
+    rows: dict[str, Any] = report["rows"] if same else {}
     failed: dict[str, str] = {}
 
     def write() -> None:
@@ -88,7 +96,11 @@ def main() -> None:
                 failed[name] = f"{system.config} does not exist"
                 continue
             overrides = common_overrides(args) + system.overrides
-            key = fingerprint(system.config, overrides)
+            try:
+                key = fingerprint(system.config, overrides)
+            except InputError as error:
+                failed[name] = str(error)
+                continue
             if not args.again and rows.get(name, {}).get("fingerprint") == key:
                 print(f"{name}: there already", flush=True)
                 continue
