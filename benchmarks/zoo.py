@@ -42,6 +42,10 @@ class System:
     overrides: list[str] = field(default_factory=list)
 
 
+# Of the training boxes, as the paper has it (``python -m d2proj.anchors --num 5 --size 224``).
+YOLOV2_ANCHORS = "model.anchors=" + str(
+    [[0.448, 0.58], [1.108, 1.222], [1.056, 1.538], [1.31, 1.614], [2.329, 2.823]]
+)
 SYSTEMS = {
     "faster_rcnn": System("Faster R-CNN", "configs/faster_rcnn/faster_rcnn_tiny.py"),
     "retinanet": System("RetinaNet", "configs/retinanet/retinanet_tiny.py"),
@@ -53,7 +57,7 @@ SYSTEMS = {
     "yolov1": System("YOLOv1", "configs/yolov1/yolov1_tiny_scratch.py"),
     "ssd": System("SSD", "configs/ssd/ssd_tiny.py"),
     "rfb": System("RFBNet", "configs/rfb/rfb_tiny.py"),
-    "yolov2": System("YOLOv2", "configs/yolov2/yolov2_tiny_scratch.py"),
+    "yolov2": System("YOLOv2", "configs/yolov2/yolov2_tiny_scratch.py", [YOLOV2_ANCHORS]),
     "yolov3": System("YOLOv3", "configs/yolov3/yolov3_tiny_scratch.py"),
     "gaussian_yolov3": System("Gaussian YOLOv3", "configs/gaussian_yolov3/gaussian_yolov3_tiny.py"),
     "yolov4": System("YOLOv4", "configs/yolov4/yolov4_tiny_scratch.py"),
