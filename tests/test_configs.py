@@ -69,6 +69,7 @@ def test_config(path, tmp_path):
     optimizer = setup.build_optimizer(cfg, model)
     setup.build_schedule(cfg)
     build(cfg, "data.train_augmentations")
+    build(cfg, "data.batch_augmentations")
     build(cfg, "data.val_augmentations")
 
     save_config(cfg, tmp_path / "config.yaml")

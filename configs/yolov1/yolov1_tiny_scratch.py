@@ -3,6 +3,8 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
+from d2proj.modeling.dense_heads import YOLOv1ConvHead
+
 from ..common.data import data, dataset
 from ..common.eval import eval
 from ..common.models.yolov1 import model
@@ -12,17 +14,22 @@ from ..common.train import train
 
 model.num_classes = None  # as many as the data has
 model.backbone.norm = "BN"
-# 224 pixels to 7 x 7 cells, few channels before the fully connected layer.
+# 224 pixels to 7 x 7 cells.
 model.backbone.stages = [
     [[16, 3, 1]],
     [[32, 3, 1]],
     [[64, 3, 1]],
     [[128, 3, 1]],
     [[256, 3, 1], [128, 1, 1], [256, 3, 1]],
-    [[256, 3, 1], [256, 3, 1], [64, 1, 1]],
+    [[512, 3, 1], [256, 1, 1], [512, 3, 1]],
 ]
-model.head.in_channels = 64
-model.head.fc_dims = [1024]
+model.head = L(YOLOv1ConvHead)(
+    in_channels=512,
+    side=7,
+    boxes_per_cell=2,
+    num_classes="${..num_classes}",
+    conv_dims=256,
+)
 
 data.image_format = "RGB"
 data.aspect_ratio_grouping = False

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from d2proj.checkpoint import naming, pixels
+from d2proj.checkpoint import naming, pixels, vgg
 from d2proj.checkpoint.predictors import convert_predictors
 from d2proj.checkpoint.state import FileState
 from d2proj.errors import InputError
@@ -32,6 +32,7 @@ _SIGNS = (
     (r"^head\.classification_head\.conv\.0\.1\.", "RetinaNet v2"),
     (r"^head\.(classification_head\.conv|cls_subnet)\.", "RetinaNet"),
     (r"^head\.classification_head\.module_list\.", "torchvision SSD"),
+    (r"^head\.levels\.\d+\.cls_score\.", "SSD"),
     (r"^transformer\.", "DETR"),
     (r"^(proposal_generator|rpn)\.", "RPN"),
     (r"^model\.\d+\.", "YOLO of Ultralytics"),
@@ -46,6 +47,7 @@ class Translation:
         flavour: whose weights they are, in words.
         tensors: by the model's names; those without a counterpart keep the file's names.
         backbone_only: the file is a classifier or a bare backbone.
+        part: what a bare backbone should fill: how the names begin there; None: the model's ResNet.
         ignored: names left out because no detector needs them.
         notes: what was converted.
         conflicts: settings of the model that make these weights compute something else, each with
@@ -55,6 +57,7 @@ class Translation:
     flavour: str
     tensors: dict[str, torch.Tensor]
     backbone_only: bool = False
+    part: str | None = None
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
@@ -78,6 +81,10 @@ def translate(state: FileState, model: nn.Module, path: Path) -> Translation:
     kept = {name: t for name, t in state.tensors.items() if name not in dropped}
     if any(name.startswith("backbone.body.") for name in kept):
         result = _from_torchvision_detector(kept, model, path)
+    elif "backbone.scale_weight" in kept and vgg.vgg_prefix(own) is not None:
+        result = _from_torchvision_ssd(kept, model, path)
+    elif vgg.is_vgg_classifier(kept):
+        result = _from_vgg(kept, model, path)
     elif "layer1.0.conv1.weight" in kept:
         result = _from_backbone(
             {naming.torchvision_resnet_name(name): t for name, t in kept.items()},
@@ -143,6 +150,46 @@ def _from_torchvision_detector(
     return result
 
 
+def _from_torchvision_ssd(
+    tensors: dict[str, torch.Tensor], model: nn.Module, path: Path
+) -> Translation:
+    renamed = {vgg.torchvision_ssd_name(name): tensor for name, tensor in tensors.items()}
+    result = Translation("torchvision SSD", renamed)
+    result.notes.extend(convert_predictors(renamed, getattr(model, "num_classes", None)))
+    _fit_stem(result, pixels.CAFFE_VGG, model, path)
+    # torchvision cuts what is longer than its 300 pixels.
+    if getattr(getattr(model, "anchor_generator", None), "max_size", 300) != 300:
+        result.conflicts.append(
+            "torchvision's default boxes are no longer than the image: set "
+            "model.anchor_generator.max_size=300"
+        )
+    return result
+
+
+def _from_vgg(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> Translation:
+    """Put an ImageNet VGG under the names that the model's backbone has."""
+    own = list(model.state_dict())
+    prefix = vgg.vgg_prefix(own) or ""
+    layers = [name.removeprefix(prefix).split(".")[0] for name in own if name.startswith(prefix)]
+    convolutions = [name for name in dict.fromkeys(layers) if name.startswith("conv")]
+    names = vgg.classifier_names(tensors, convolutions)
+    fully = vgg.decimated_classifier(tensors)
+    renamed = {names[name]: tensors[name] for name in names} | fully
+    vgg.fold_biases(renamed)
+    result = Translation(
+        "VGG backbone",
+        {prefix + name: tensor for name, tensor in renamed.items()},
+        backbone_only=True,
+        # fc6 and fc7 are not in every file.
+        part=prefix + "conv",
+        ignored=sorted(name for name in tensors if name not in names),
+    )
+    if fully:
+        result.notes.append("fc6 and fc7 made of every fourth channel of the classifier's layers")
+    _fit_stem(result, pixels.TORCHVISION if fully else pixels.CAFFE_VGG, model, path)
+    return result
+
+
 def _from_caffe2(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> Translation:
     renamed = {naming.caffe2_resnet_name(name) or name: t for name, t in tensors.items()}
     completed = naming.complete_affine_norms(renamed)
@@ -202,10 +249,12 @@ def _stated_pixels(state: FileState) -> pixels.PixelStats | None:
 
 
 def _fit_stem(result: Translation, source: pixels.PixelStats, model: nn.Module, path: Path) -> None:
-    prefix = backbone_prefix(result.tensors)
+    prefix, name = backbone_prefix(result.tensors), naming.STEM
+    if prefix is None:
+        prefix, name = vgg.vgg_prefix(result.tensors), vgg.STEM
     if prefix is None:
         return
-    name = prefix + naming.STEM
+    name = prefix + name
     fitted, note = pixels.fit_stem(result.tensors[name], source, model, str(path))
     result.tensors[name] = fitted
     if note:

@@ -37,6 +37,8 @@ def _scaled(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 TORCHVISION = PixelStats(_scaled((0.485, 0.456, 0.406)), _scaled((0.229, 0.224, 0.225)), "RGB")
+# The VGG-16 of SSD's authors, converted from Caffe, and what torchvision trained from it.
+CAFFE_VGG = PixelStats((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), "RGB")
 DETECTRON2 = PixelStats((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR")
 
 

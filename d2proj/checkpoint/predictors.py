@@ -29,6 +29,8 @@ def convert_predictors(tensors: dict[str, torch.Tensor], num_classes: int | None
         return _convert_fast_rcnn(tensors, num_classes)
     if "head.cls_score.weight" in tensors and "head.bbox_pred.weight" in tensors:
         return _convert_retinanet(tensors, num_classes)
+    if "head.levels.0.cls_score.weight" in tensors:
+        return _convert_ssd(tensors, num_classes)
     return []
 
 
@@ -52,6 +54,23 @@ def _convert_fast_rcnn(tensors: dict[str, torch.Tensor], num_classes: int | None
         if deltas in tensors and tensors[deltas].shape[0] == 4 * rows:
             per_class = tensors[deltas].unflatten(0, (rows, 4))
             tensors[deltas] = per_class[keep].flatten(0, 1)
+    return [f"class rows: {note}; the background went from first to last"]
+
+
+def _convert_ssd(tensors: dict[str, torch.Tensor], num_classes: int | None) -> list[str]:
+    """SSD's boxes stand in one order everywhere; its background goes from first to last."""
+    note = ""
+    for name in [n for n in tensors if n.startswith("head.levels.") and ".cls_score." in n]:
+        boxes = tensors.get(name.replace(".cls_score.", ".bbox_pred."))
+        anchors = 0 if boxes is None else boxes.shape[0] // 4
+        if not anchors or tensors[name].shape[0] % anchors:
+            raise InputError(
+                f"the torchvision SSD weights are inconsistent: {name} has "
+                f"{tensors[name].shape[0]} rows for {anchors} boxes"
+            )
+        per_anchor = tensors[name].unflatten(0, (anchors, -1))
+        keep, note = _foreground(per_anchor.shape[1], num_classes)
+        tensors[name] = per_anchor[:, [*keep, 0]].flatten(0, 1)
     return [f"class rows: {note}; the background went from first to last"]
 
 

@@ -1,6 +1,7 @@
 """Loads weights of any supported kind and origin into a model, and says what came of it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from d2proj.checkpoint.flavours import (
 from d2proj.checkpoint.naming import resnet_depth
 from d2proj.checkpoint.report import LoadReport
 from d2proj.checkpoint.state import extract_state
+from d2proj.checkpoint.vgg import vgg_prefix
 from d2proj.errors import InputError
 
 _CLASS_DEPENDENT = re.compile(r"(cls|class|bbox|box|conf|score|pred|logits)[^.]*\.(weight|bias)$")
@@ -33,10 +35,10 @@ def load_weights(
     """Fill a model from a weight file; nothing in the file is executed.
 
     Kind and origin are recognised from the content: torch files (new and old), safetensors,
-    Detectron2's ``.pkl``; names of Detectron2 (ours), of torchvision's Faster R-CNN and RetinaNet,
-    of torchvision's, Detectron2's and Caffe2's ResNets (which fill the backbone alone),
-    training checkpoints of this project, Detectron2 and fvcore, and darknet's weights (into a model
-    that was built from a cfg file). See docs/checkpoints.md.
+    Detectron2's ``.pkl``; names of Detectron2 (ours), of torchvision's Faster R-CNN, RetinaNet and
+    SSD, of torchvision's, Detectron2's and Caffe2's ResNets and of VGGs (which fill the backbone
+    alone), training checkpoints of this project, Detectron2 and fvcore, and darknet's weights (into
+    a model that was built from a cfg file). See docs/checkpoints.md.
 
     Args:
         model: changed in place, once everything below has been checked; wrappers of
@@ -150,13 +152,15 @@ def _require_same_model(
 ) -> None:
     """Refuse a file of another network: too little of the model, or none of its head, matches."""
     known = [*comparison.matched, *comparison.reinitialised]
-    prefix = backbone_prefix(comparison.sizes)
+    prefix = translation.part
+    if prefix is None:
+        prefix = backbone_prefix(comparison.sizes)
     if translation.backbone_only and prefix is not None:
         share = comparison.share(known, prefix)
         if share < _BACKBONE_ENOUGH:
             raise InputError(
                 f"{path} looks like a {translation.flavour} and fills {share:.0%} of the model's "
-                f"backbone ({resnet_depth(comparison.sizes)}), expected at least "
+                f"backbone ({_backbone_kind(comparison.sizes)}), expected at least "
                 f"{_BACKBONE_ENOUGH:.0%}"
             )
         return
@@ -180,7 +184,7 @@ def _require_complete(
 ) -> None:
     """Refuse to evaluate with weights that are initial values in part."""
     for name, (theirs, ours) in comparison.reinitialised.items():
-        counts = _class_counts(name, theirs[0], ours[0], getattr(model, "num_classes", None))
+        counts = _class_counts(name, theirs[0], ours[0], model)
         if counts is not None:
             raise InputError(
                 f"{path} was trained for {counts[0]} classes, the model has {counts[1]}"
@@ -200,17 +204,24 @@ def _require_complete(
 
 
 def _class_counts(
-    name: str, file_rows: int, model_rows: int, num_classes: int | None
+    name: str, file_rows: int, model_rows: int, model: nn.Module
 ) -> tuple[int, int] | None:
     """Tell both numbers of classes from the rows of a class predictor; None for other tensors."""
     if re.search(r"(^|\.)cls_score\.(weight|bias)$", name) is None:
         return None
     if "roi_heads." in name:  # one more row for the background
         return file_rows - 1, model_rows - 1
-    if not num_classes or model_rows % num_classes:
+    num_classes = getattr(model, "num_classes", None)
+    background = 1 if "head.levels." in name else 0  # SSD's softmax has one more
+    if not num_classes or model_rows % (num_classes + background):
         return None
-    anchors = model_rows // num_classes
-    return (file_rows // anchors, num_classes) if file_rows % anchors == 0 else None
+    anchors = model_rows // (num_classes + background)
+    return (file_rows // anchors - background, num_classes) if file_rows % anchors == 0 else None
+
+
+def _backbone_kind(names: Iterable[str]) -> str:
+    names = list(names)
+    return "VGG" if vgg_prefix(names) is not None else resnet_depth(names)
 
 
 def _describe(model: nn.Module) -> str:

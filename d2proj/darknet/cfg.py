@@ -18,6 +18,8 @@ T = TypeVar("T")
 # What a file may be: far above any that was published, far below what would fill a memory.
 _MOST_BYTES = 4 << 20
 _MOST_SECTIONS = 4096
+# A value from the file in an error may be as long as the file.
+_LONGEST_MESSAGE = 400
 _NUMBER = re.compile(r"\s*([-+]?\d+)")
 _FLOAT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
@@ -43,7 +45,9 @@ class Section:
     def fail(self, message: str, key: str | None = None) -> NoReturn:
         """Raise InputError with the file, the line (of a key, if it is given) and the section."""
         line = self.options[key][1] if key in self.options else self.line
-        where = f"[{self.name}]" + (f" (layer {self.index})" if self.index >= 0 else "")
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + "..."
+        where = f"[{self.name[:40]}]" + (f" (layer {self.index})" if self.index >= 0 else "")
         raise InputError(f"{self.file}, line {line}, {where}: {message}")
 
     def text(self, key: str, default: str) -> str:

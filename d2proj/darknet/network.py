@@ -1,5 +1,6 @@
 """The network of a cfg file as a torch module."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2proj.darknet.plan import ConvOptions, Layer, Plan, PoolOptions, activation_of, plan_network
+from d2proj.darknet.trees import section_tree
 from d2proj.layers import (
+    CmBN,
     Conv2d,
     DropBlock,
     LocallyConnected2d,
@@ -39,6 +42,11 @@ class DarknetNetwork(nn.Module):
         self.plan = plan if isinstance(plan, Plan) else plan_network(plan)
         layers = self.plan.layers
         self.layers = nn.ModuleList(_MAKERS[layer.kind](layer, bn_eps) for layer in layers)
+        self._heads = {layer.index for layer in self.plan.heads}
+        subdivisions = self.plan.net.integer("subdivisions", 1, low=1, high=1 << 20)
+        for layer, module in zip(layers, self.layers, strict=True):
+            if isinstance(module, Conv2d) and layer.section.flag("cbn"):
+                module.norm = CmBN(module.out_channels, subdivisions, eps=bn_eps)
         #: After which layer an output is not read any more.
         self._last_use = {i: layer.index for layer in layers for i in layer.sources}
 
@@ -57,7 +65,7 @@ class DarknetNetwork(nn.Module):
         for layer, module in zip(self.plan.layers, self.layers, strict=True):
             result = module(*[outputs[i] for i in layer.sources])
             outputs[layer.index] = result
-            if layer in self.plan.heads:
+            if layer.index in self._heads:
                 heads.append(result)
             for i in layer.sources:
                 if self._last_use[i] == layer.index:
@@ -174,9 +182,9 @@ class Activation(_Activated):
 
 
 class Softmax(nn.Module):
-    """``[softmax]`` over all values, or over ``groups`` equal parts of them."""
+    """``[softmax]`` over all values, or over ``groups`` equal parts of them; no class tree."""
 
-    def __init__(self, layer: Layer, _bn_eps: float) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.groups = layer.section.integer("groups", 1, low=1, high=1 << 20)
         self.temperature = layer.section.number("temperature", 1.0)
@@ -185,6 +193,24 @@ class Softmax(nn.Module):
         """(N, C, H, W) -> the same shape."""
         parts = x.reshape(len(x), self.groups, -1) / self.temperature
         return parts.softmax(2).reshape(x.shape)
+
+
+class TreeSoftmax(nn.Module):
+    """``[softmax]`` over each group of siblings of a class tree (``tree=``)."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.tree = section_tree(layer.section, math.prod(layer.output))
+        self.temperature = layer.section.number("temperature", 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        values = x.flatten(1) / self.temperature
+        return self.tree.log_conditional(values).exp().to(x.dtype).view(x.shape)
+
+
+def _softmax(layer: Layer, _bn_eps: float) -> nn.Module:
+    return TreeSoftmax(layer) if "tree" in layer.section.options else Softmax(layer)
 
 
 class Route(nn.Module):
@@ -262,7 +288,9 @@ def _dropout(layer: Layer, _bn_eps: float) -> nn.Module:
     side = max(layer.output[1:])
     relative = section.number("dropblock_size_rel", 0.0)
     absolute = section.integer("dropblock_size_abs", 0, low=0, high=1 << 15)
-    return DropBlock(probability, min(side, absolute or int(relative * side) or 7))
+    # dropout_layer_kernels.cu: full strength after 85 % of the training.
+    block = min(side, absolute or int(relative * side) or 7)
+    return DropBlock(probability, block, ramp=0.85)
 
 
 class Pass(nn.Module):
@@ -288,7 +316,7 @@ _MAKERS: dict[str, Callable[[Layer, float], nn.Module]] = {
     "dropout": _dropout,
     "cost": _without_options(Pass),
     "empty": _without_options(Pass),
-    "softmax": Softmax,
+    "softmax": _softmax,
     "route": Route,
     "shortcut": Shortcut,
     "scale_channels": Gate,

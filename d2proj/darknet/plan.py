@@ -26,13 +26,15 @@ _REFUSED = (
     "flipped",
     "reverse",
     "rotate",
-    "share_index",
     "stretch",
     "stretch_sway",
     "sway",
     "xnor",
     "binary",
+    "bin_output",
 )
+# How darknet writes "no share_index"; 0 is the first layer.
+_NOT_SHARED = -1_000_000_000
 #: Sections of predictions, in darknet's spelling.
 HEADS = ("yolo", "Gaussian_yolo", "region", "detection")
 
@@ -86,6 +88,26 @@ class Plan:
     def heads(self) -> tuple[Layer, ...]:
         """The layers that predict boxes."""
         return tuple(layer for layer in self.layers if layer.kind in HEADS)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the boxes that it predicts.
+
+        Raises:
+            InputError: it predicts none.
+        """
+        if not self.heads:
+            self.net.fail(
+                "the network predicts no boxes (it has no [yolo], [Gaussian_yolo], [region] or "
+                "[detection])"
+            )
+        return classes_of(self.heads[0])
+
+
+def classes_of(layer: Layer) -> int:
+    """Classes of a layer that predicts boxes."""
+    default = 1 if layer.kind == "detection" else 20
+    return layer.section.integer("classes", default, low=1, high=_MOST_CHANNELS)
 
 
 def plan_network(
@@ -202,6 +224,8 @@ class ConvOptions:
         for key in _REFUSED:
             if key in section.options and section.number(key, 0.0):
                 section.fail(f"{key} is not supported", key)
+        if section.integer("share_index", _NOT_SHARED, low=_NOT_SHARED, high=1 << 20) > _NOT_SHARED:
+            section.fail("share_index is not supported", "share_index")
         size = section.integer("size", 1, low=1, high=255)
         stride = section.integer("stride", 1, low=1, high=255)
         # As darknet: one of the two alone is taken, the other is then `stride`.
@@ -321,6 +345,8 @@ def _same(section: Section, context: _Context) -> Layer:
 
 
 def _softmax(section: Section, context: _Context) -> Layer:
+    if section.number("spatial", 0.0):
+        section.fail("spatial is not supported", "spatial")
     groups = section.integer("groups", 1, low=1, high=_MOST_CHANNELS)
     inputs = math.prod(context.shape(context.previous()))
     if inputs % groups:

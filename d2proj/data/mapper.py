@@ -38,7 +38,9 @@ class DetectionMapper:
         Returns:
             ``file_name``, ``image_id``, ``height`` and ``width`` of the file, ``image`` (uint8
             tensor [C, H, W] after augmentation) and, when training, ``instances`` with
-            ``gt_boxes`` and ``gt_classes`` of the boxes that are left; crowd boxes never are.
+            ``gt_boxes`` and ``gt_classes`` of the boxes that are left; crowd boxes never are. If an
+            annotation has no ``bbox`` (a label of the image), its box is the whole image and
+            ``gt_has_box`` says so.
 
         Raises:
             BadImageError: the image cannot be read or is not of the announced size.
@@ -50,6 +52,7 @@ class DetectionMapper:
             output["height"], output["width"] = image.shape[:2]
 
         boxes, classes = training_boxes(record) if self._training else (None, None)
+        labels = image_labels(record) if self._training else []
         augmented = T.AugInput(image, boxes=boxes)
         try:
             self._augmentations(augmented)
@@ -59,7 +62,9 @@ class DetectionMapper:
             ) from error
         output["image"] = _as_tensor(augmented.image)
         if classes is not None:
-            output["instances"] = _instances(augmented.boxes, classes, augmented.image.shape[:2])
+            size = augmented.image.shape[:2]
+            instances = _instances(augmented.boxes, classes, size)
+            output["instances"] = _with_labels(instances, labels) if labels else instances
         return output
 
     def read(self, record: dict[str, Any]) -> np.ndarray:
@@ -87,13 +92,29 @@ class DetectionMapper:
 
 def training_boxes(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The boxes (float64 [n, 4], x1 y1 x2 y2) and classes (int64 [n]) to train on."""
-    wanted = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    wanted = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0) and "bbox" in a]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in wanted]
     classes = [a["category_id"] for a in wanted]
     return (
         np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
         np.asarray(classes, dtype=np.int64),
     )
+
+
+def image_labels(record: dict[str, Any]) -> list[int]:
+    """The classes that the image is known to show, it is not known where."""
+    return [a["category_id"] for a in record.get("annotations", ()) if "bbox" not in a]
+
+
+def _with_labels(instances: Instances, labels: list[int]) -> Instances:
+    """Further instances, each the whole image, and ``gt_has_box``, which tells them apart."""
+    height, width = instances.image_size
+    whole = torch.tensor([[0.0, 0.0, width, height]]).expand(len(labels), -1)
+    joined = Instances(instances.image_size)
+    joined.gt_boxes = Boxes(torch.cat([instances.gt_boxes.tensor, whole]))
+    joined.gt_classes = torch.cat([instances.gt_classes, torch.tensor(labels)])
+    joined.gt_has_box = torch.arange(len(joined)) < len(instances)
+    return joined
 
 
 def _instances(boxes: np.ndarray, classes: np.ndarray, size: tuple[int, int]) -> Instances:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from d2proj.checkpoint.files import read_file
+from d2proj.darknet.plan import plan_network
 from d2proj.engine.config import read_config
 from d2proj.errors import InputError
 from d2proj.evaluation.coco_classes import coco_classes
@@ -26,12 +27,16 @@ def find_class_names(cfg: DictConfig, weights: str) -> ClassNames:
 
     The first of these that says anything: ``dataset.class_names``; the checkpoint, where this
     project wrote it; ``config.yaml`` beside the weights; COCO's names for 80 classes; numbers.
+    Without ``model.num_classes`` a darknet cfg file (``model.cfg_file``) says how many there are.
 
     Raises:
         InputError: the number of classes is known from nowhere, or two sources differ.
     """
     recorded = _recorded(weights)
-    wanted = cfg.model.get("num_classes")
+    wanted, of_file = cfg.model.get("num_classes"), None
+    if wanted is None and cfg.model.get("cfg_file"):
+        of_file = cfg.model.cfg_file
+        wanted = plan_network(of_file).num_classes
     names, source = cfg.dataset.get("class_names"), "dataset.class_names"
     if not names and recorded:
         names, source = recorded["class_names"], f"the checkpoint {weights}"
@@ -50,6 +55,10 @@ def find_class_names(cfg: DictConfig, weights: str) -> ClassNames:
         names = [f"class {i}" for i in range(wanted)]
     names = [str(name) for name in names]
     if wanted is not None and wanted != len(names):
+        if of_file:
+            raise InputError(
+                f"{of_file} is for {wanted} classes, but {source} has {len(names)} classes."
+            )
         raise InputError(
             f"model.num_classes is {wanted}, but {source} has {len(names)} classes: leave it null."
         )

@@ -15,6 +15,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from d2proj.darknet.names import read_names
 from d2proj.engine.options import check_options
 from d2proj.engine.overrides import apply_overrides
 from d2proj.errors import InputError
@@ -23,7 +24,8 @@ from d2proj.errors import InputError
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a LazyConfig file (``.py``, or a saved ``config.yaml``) and apply ``key=value``.
 
-    The result is in OmegaConf's struct mode: code that sets a key which does not exist fails.
+    ``dataset.class_names`` may be a file with a name on each line; it is a list afterwards. The
+    result is in OmegaConf's struct mode: code that sets a key which does not exist fails.
 
     Raises:
         InputError: the file is missing or cannot be run (the line is named); a key is unknown or
@@ -36,6 +38,8 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
     try:
         check_options(cfg)
         OmegaConf.to_container(cfg, resolve=True)
+        if isinstance(cfg.dataset.get("class_names"), str):
+            cfg.dataset.class_names = read_names(cfg.dataset.class_names)
     except OmegaConfBaseException as error:
         raise InputError(f"The config file {path} does not resolve: {_one_line(error)}.") from error
     return cfg

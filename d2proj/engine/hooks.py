@@ -44,6 +44,24 @@ class LearningRate(HookBase):
         get_event_storage().put_scalar("lr", self._base[0] * factor, smoothing_hint=False)
 
 
+class ModuleSchedules(HookBase):
+    """Tells modules that change in the course of training how far it is.
+
+    Before each iteration every module with a method ``set_progress`` gets the share of the
+    iterations that are done: a resumed run needs no other state.
+    """
+
+    def before_train(self) -> None:
+        """Find the modules."""
+        modules = self.trainer.plain_model.modules()
+        self._scheduled = [m.set_progress for m in modules if hasattr(m, "set_progress")]
+
+    def before_step(self) -> None:
+        """Tell them."""
+        for set_progress in self._scheduled:
+            set_progress(self.trainer.iter / self.trainer.max_iter)
+
+
 class Progress(HookBase):
     """A bar on a terminal, a line every ``period`` iterations otherwise."""
 

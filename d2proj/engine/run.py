@@ -53,6 +53,7 @@ def train(
     trainer = _build_trainer(cfg, train_data, output_dir, device)
     schedule = setup.build_schedule(cfg)
     scale = setup.learning_rate_scale(cfg)
+    rate = trainer.optimizer.param_groups[0]["lr"] * scale
     learning_rate = hooks.LearningRate(trainer.optimizer, schedule, scale)
     checkpoints = _build_checkpoints(cfg, trainer, output_dir, lengths, train_data)
     start_iter = checkpoints.resume() if resume else 0
@@ -75,7 +76,7 @@ def train(
     logger.info(
         f"training from iteration {start_iter} to {lengths.max_iter} "
         f"({lengths.iters_per_epoch:.1f} iterations an epoch), batches of {cfg.data.batch_size}, "
-        f"learning rate {cfg.optimizer.lr * scale:.3g}"
+        f"learning rate {rate:.3g}"
     )
     evaluate: hooks.Evaluation | None = None
     if evaluation is not None:
@@ -85,6 +86,7 @@ def train(
     ordered: list[HookBase | None] = [
         hooks.Signals(),
         learning_rate,
+        hooks.ModuleSchedules(),
         hooks.Progress(cfg.train.log_period, lengths.iters_per_epoch),
         evaluate,
         # Metrics reach the disk before the checkpoint that says they need not be done again.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2proj.layers.filter_response import frn_tlu
 from d2proj.layers.norm_cross import CmBN
 
 NormFactory = Callable[[int], nn.Module]
@@ -114,6 +115,7 @@ class PerLevelBatchNorm2d(nn.ModuleList):
 _NORMS: dict[str, NormFactory] = {
     "BN": nn.BatchNorm2d,
     "CmBN": CmBN,
+    "FRN": frn_tlu,
     "FrozenBN": FrozenBatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels),
@@ -124,8 +126,9 @@ def get_norm(norm: str | NormFactory | None, num_channels: int) -> nn.Module | N
     """Make a normalisation layer.
 
     Args:
-        norm: ``"BN"``, ``"CmBN"`` (4 mini-batches), ``"FrozenBN"``, ``"SyncBN"``, ``"GN"`` (32
-            groups), ``""`` or None for none, or a callable that takes the number of channels.
+        norm: ``"BN"``, ``"CmBN"`` (4 mini-batches), ``"FRN"`` (with its TLU), ``"FrozenBN"``,
+            ``"GN"`` (32 groups), ``"SyncBN"``, ``""`` or None for none, or a callable that takes
+            the number of channels.
         num_channels: channels of the map to normalise.
 
     Raises:

@@ -163,6 +163,7 @@ class _RFB(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
+        self.stride = stride
         self.scale = scale
         self.branches = nn.ModuleList(branches)
         self.linear = _unit(mid_channels, out_channels, 1, norm=norm, activation="")

@@ -1,5 +1,6 @@
 """Anchors: boxes of fixed shapes centred on the cells of feature maps."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -95,6 +96,57 @@ class RoundedAnchorGenerator(AnchorGenerator):
     def cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
         """As in :class:`AnchorGenerator`, rounded."""
         return super().cell_anchors(sizes, aspect_ratios).round()
+
+
+class DefaultBoxGenerator(AnchorGenerator):
+    """SSD's default boxes, centred on the cells (Liu et al. 2016, section 2.2).
+
+    A cell has a square of its level's size s, one of sqrt(s s'), s' being the next level's size,
+    and for each ratio r a box of s sqrt(r) by s / sqrt(r), upright and lying, in this order.
+
+    Args:
+        sizes: s of each level and of the one that would follow the last, in pixels.
+        aspect_ratios: r of each level; one list serves all.
+        strides: of each level, in pixels.
+        max_size: longest side in pixels; None: as long as the above makes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        max_size: float | None = None,
+    ) -> None:
+        if len(sizes) != len(strides) + 1:
+            raise ValueError(
+                f"default boxes of {len(strides)} levels take {len(strides) + 1} sizes, "
+                f"got {len(sizes)}"
+            )
+        super().__init__(
+            sizes=list(itertools.pairwise(sizes)),
+            aspect_ratios=aspect_ratios,
+            strides=strides,
+            offset=0.5,
+        )
+        self.max_size = max_size
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """Default boxes per cell of each level."""
+        return [2 + 2 * len(ratios) for _, ratios in self._shapes]
+
+    def cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+        """Default boxes of one cell around the origin, (2 + 2 * len(aspect_ratios), 4)."""
+        size, following = sizes
+        middle = math.sqrt(size * following)
+        shapes = [(size, size), (middle, middle)]
+        for ratio in aspect_ratios:
+            long, short = size * math.sqrt(ratio), size / math.sqrt(ratio)
+            shapes += [(long, short), (short, long)]
+        half = 0.5 * torch.tensor(shapes, dtype=torch.float32).clamp(max=self.max_size or math.inf)
+        return torch.cat((-half, half), dim=1)
 
 
 def _per_level(

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from d2proj.checkpoint import load_weights
 from d2proj.checkpoint.darknet import save_darknet_weights
 from d2proj.darknet import plan_network
-from d2proj.darknet.detector import DarknetDetector, DarknetResize, make_decoder
+from d2proj.darknet.detector import DarknetDetector, DarknetResize, make_decoder, make_nms
 from d2proj.errors import InputError
 from d2proj.evaluation.predictor import Predictor
 
@@ -225,9 +225,137 @@ def test_number_of_classes_must_be_the_files(data) -> None:
         DarknetDetector(cfg_file=data / "cfg" / "darknet19.cfg")
 
 
-def test_what_cannot_be_trained_says_so(data) -> None:
-    model = DarknetDetector(cfg_file=data / "cfg" / "Gaussian_yolov3_BDD.cfg")
-    truth = Instances((512, 512), gt_boxes=Boxes(torch.zeros(0, 4)))
-    truth.gt_classes = torch.zeros(0, dtype=torch.int64)
-    with pytest.raises(InputError, match=r"\[Gaussian_yolo\].*can be evaluated"):
-        model([{"image": torch.zeros(3, 64, 64), "instances": truth}])
+SMALL = """[net]
+width=96
+height=64
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=16
+pad=1
+activation=leaky
+[convolutional]
+filters={filters}
+activation=linear
+[{kind}]
+classes=3
+num=2
+anchors=20,20,60,50
+iou_loss=giou
+{option}
+"""
+
+
+def small(folder, kind: str, filters: int, option: str = "") -> DarknetDetector:
+    cfg = folder / "small.cfg"
+    cfg.write_text(SMALL.format(kind=kind, filters=filters, option=option))
+    return DarknetDetector(cfg_file=cfg)
+
+
+def sample() -> list[dict]:
+    batch = []
+    for some in ([[8.0, 8, 40, 44], [30, 20, 90, 60]], []):
+        truth = Instances((64, 96), gt_boxes=Boxes(torch.tensor(some).reshape(-1, 4)))
+        truth.gt_classes = torch.arange(len(some))
+        batch.append({"image": torch.randint(0, 256, (3, 64, 96)), "instances": truth})
+    return batch
+
+
+def test_gaussian_yolo_of_a_cfg_trains(tmp_path) -> None:
+    model = small(tmp_path, "Gaussian_yolo", 2 * 12)
+    losses = model(sample())
+    assert sorted(losses) == ["loss_box", "loss_cls", "loss_obj", "loss_uncertainty"]
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_other_points_of_boxes_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"line 19.*a yolo_point but center is not supported"):
+        small(tmp_path, "Gaussian_yolo", 2 * 12, "yolo_point=left_top")
+
+
+@pytest.mark.parametrize(
+    "option", ["focal_loss=1", "truth_thresh=.7", "counters_per_class=1,2,3", "map=x.map"]
+)
+def test_what_cannot_be_trained_can_be_evaluated(tmp_path, option: str) -> None:
+    model = small(tmp_path, "yolo", 2 * 8, option)
+    message = rf"line 19, \[yolo\].*{option.split('=')[0]}.*not supported in training"
+    with pytest.raises(InputError, match=message):
+        model(sample())
+    assert len(model.eval()(sample())) == 2
+
+
+def test_pictures_have_three_channels(tmp_path) -> None:
+    cfg = tmp_path / "grey.cfg"
+    text = SMALL.format(kind="yolo", filters=16, option="")
+    cfg.write_text(text.replace("[net]", "[net]\nchannels=1"))
+    with pytest.raises(InputError, match=r"line 2, \[net\]: pictures have 3 channels, got 1"):
+        DarknetDetector(cfg_file=cfg)
+
+
+def test_all_levels_predict_the_same_classes(tmp_path) -> None:
+    second = "[route]\nlayers=0\n[convolutional]\nfilters=18\nactivation=linear\n[yolo]\n"
+    second += "classes=4\nnum=2\nanchors=20,20,60,50"
+    with pytest.raises(InputError, match=r"line 25.*the layers before it predict 3 classes"):
+        small(tmp_path, "yolo", 2 * 8, second)
+
+
+def darknet_nms(boxes: np.ndarray, scores: np.ndarray, thresh: float, beta: float) -> list[int]:
+    """diounms_sort of one class: box_diou (or box_diounms) of centers and sizes."""
+    order = sorted(range(len(boxes)), key=lambda i: -scores[i])
+    dropped = set()
+    for position, i in enumerate(order):
+        for j in order[position + 1 :]:
+            if i in dropped:
+                break
+            a, b = boxes[i], boxes[j]
+            left, right = min(a[0], b[0]), max(a[2], b[2])
+            top, bottom = min(a[1], b[1]), max(a[3], b[3])
+            w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+            h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+            areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+            iou = w * h / (sum(areas) - w * h)
+            d = ((a[0] + a[2] - b[0] - b[2]) / 2) ** 2 + ((a[1] + a[3] - b[1] - b[3]) / 2) ** 2
+            if iou - (d / ((right - left) ** 2 + (bottom - top) ** 2)) ** beta > thresh:
+                dropped.add(j)
+    return [i for i in order if i not in dropped]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "beta"),
+    [
+        ("default", "nms_kind=greedynms", None),
+        ("cfg", "", None),
+        ("cfg", "nms_kind=cornersnms", None),
+        ("cfg", "nms_kind=greedynms\nbeta_nms=1", 0.6),
+        ("cfg", "nms_kind=diounms\nbeta_nms=1", 1.0),
+        ("greedynms", "", 0.6),
+        ("diounms", "nms_kind=greedynms\nbeta_nms=.3", 0.3),
+    ],
+)
+def test_kinds_of_nms(kind: str, options: str, beta: float | None) -> None:
+    plan = plan_network(SMALL.format(kind="yolo", filters=16, option=options))
+    nms = make_nms(plan.heads[0], kind, nms_thresh=0.3, max_detections=-1, clip=False)
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(150, 2, generator=g) * 40
+    boxes = torch.cat([corner, corner + 10 + torch.rand(150, 2, generator=g) * 40], 1)
+    scores = torch.rand(150, generator=g)
+    found = nms(boxes, scores, torch.zeros(150, dtype=torch.int64), (100, 100))
+    if beta is None:
+        kept = torchvision.ops.nms(boxes, scores, 0.3)
+    else:
+        kept = darknet_nms(boxes.double().numpy(), scores.numpy(), 0.3, beta)
+    assert 5 < len(kept) < 140
+    assert torch.equal(found.pred_boxes.tensor, boxes[kept])
+
+
+def test_unknown_kinds_of_nms() -> None:
+    plan = plan_network(SMALL.format(kind="yolo", filters=16, option="nms_kind=softnms"))
+    with pytest.raises(InputError, match=r"line 19.*nms_kind must be one of default, greedynms"):
+        make_nms(plan.heads[0], "cfg")
+    with pytest.raises(ValueError, match="nms_kind must be one of cfg, default"):
+        make_nms(plan.heads[0], "soft")

@@ -80,6 +80,8 @@ def test_order_of_values(tmp_path: Path) -> None:
         (Header(0, 1, 0, 5000), 16),
         (Header(0, 2, 5, 1 << 40), 20),
         (Header(1001, 0, 0, 7), 20),
+        (Header(0, 1001, 0, 7), 20),
+        (Header(0, 0, 0, 2147483647), 16),
     ],
 )
 def test_headers_and_transposed_connected_layers(tmp_path: Path, header: Header, size: int) -> None:
@@ -91,6 +93,36 @@ def test_headers_and_transposed_connected_layers(tmp_path: Path, header: Header,
     weight = network.layers[3].linear.weight
     expected = stored.view(32, 3).T if header.transposed else stored.view(3, 32)
     assert torch.equal(weight, expected)
+    save_darknet_weights(network, tmp_path / "y.weights", header)
+    assert (tmp_path / "y.weights").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("header", [Header(), Header(0, 1001, 0, 3)])
+def test_normalised_connected_layers_and_weights_per_channel(
+    tmp_path: Path, header: Header
+) -> None:
+    """load_connected_weights reads the weight before scale, mean and variance."""
+    text = (
+        "[net]\nwidth=1\nheight=1\nchannels=4\n"
+        "[activation]\nactivation=linear\n"
+        "[shortcut]\nfrom=-1\nweights_type=per_channel\n"
+        "[connected]\nbatch_normalize=1\noutput=3\nactivation=linear\n"
+    )
+    network = DarknetNetwork(text)
+    assert [layer.floats for layer in network.plan.layers] == [0, 8, 3 + 12 + 9]
+    values = np.arange(1, 33) / 10
+    file = write(tmp_path / "x.weights", values, header)
+    assert load_darknet_weights(network, file) == header
+    _, shortcut, connected = network.layers
+    stored = torch.from_numpy(values).float()
+    assert torch.equal(shortcut.weighted_sum.weight.flatten(), stored[:8])
+    assert torch.equal(connected.norm.bias, stored[8:11])
+    matrix = stored[11:23]
+    expected = matrix.view(4, 3).T if header.transposed else matrix.view(3, 4)
+    assert torch.equal(connected.linear.weight, expected)
+    assert torch.equal(connected.norm.weight, stored[23:26])
+    assert torch.equal(connected.norm.running_mean, stored[26:29])
+    assert torch.equal(connected.norm.running_var, stored[29:])
     save_darknet_weights(network, tmp_path / "y.weights", header)
     assert (tmp_path / "y.weights").read_bytes() == file.read_bytes()
 

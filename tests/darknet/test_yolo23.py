@@ -8,8 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from d2proj.checkpoint import load_weights
-from d2proj.checkpoint.darknet import Header, load_darknet_weights, save_darknet_weights
-from d2proj.darknet import DarknetNetwork
+from d2proj.checkpoint.darknet import Header, save_darknet_weights
 from d2proj.darknet.detector import DarknetDetector
 from d2proj.engine.config import build, load_config
 from d2proj.modeling.meta_arch import YOLO

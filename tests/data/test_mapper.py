@@ -131,3 +131,22 @@ def test_a_failing_augmentation_names_the_file(small: DetectionData) -> None:
     mapper = DetectionMapper([_Broken()], training=True)
     with pytest.raises(RuntimeError, match=r"an augmentation failed on .*0\.png: 'oh'"):
         mapper(small.dicts[0])
+
+
+def test_labels_without_boxes(tmp_path: Path) -> None:
+    """What YOLO9000 learns mere labels from: the whole image, told apart by gt_has_box."""
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    label = {"category_id": 7}
+    box = {"bbox": [2, 3, 20, 15], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    mapper = DetectionMapper([T.Resize((40, 80))], training=True)
+
+    def read(*annotations: dict[str, Any]) -> Any:
+        record = {"file_name": str(tmp_path / "a.png"), "annotations": list(annotations)}
+        return mapper(record)["instances"]
+
+    found = read(label, box)
+    assert found.gt_boxes.tensor.tolist() == [[4, 6, 40, 30], [0, 0, 80, 40]]
+    assert found.gt_classes.tolist() == [1, 7]
+    assert found.gt_has_box.tolist() == [True, False]
+    assert read(label).gt_has_box.tolist() == [False]
+    assert not read(box).has("gt_has_box")

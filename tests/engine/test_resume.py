@@ -37,6 +37,7 @@ def test_resume_after_a_stop_is_bitwise_the_same(toy, tmp_path, losses, extra):
     (tmp_path / "parts" / "last_checkpoint").write_text("model_0000007.pth")
     assert toy("--resume", "data.workers=1", *extra, out="parts") == 0
     assert_same_run(tmp_path, losses, "whole", "parts")
+    assert weights(tmp_path / "parts")["progress"] == pytest.approx(11 / 12)
     if extra:
         ema = torch.load(tmp_path / "parts" / "model_final.pth", weights_only=True)["ema"]
         assert ema["updates"] == 12

@@ -4,9 +4,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from d2proj.layers import DropBlock
+
 
 class ToyDetector(nn.Module):
-    """Draws random numbers in training (dropout), keeps running statistics (BN), sees its images.
+    """Draws random numbers in training (dropout, some by a schedule), keeps running statistics
+    (BN), sees its images.
 
     Args:
         num_classes: number of classes.
@@ -27,11 +30,16 @@ class ToyDetector(nn.Module):
         self.num_classes = num_classes
         self.nan_at = nan_at
         self.silent = silent
-        extra = [] if plain else [nn.BatchNorm2d(8), nn.Dropout()]
+        extra = [] if plain else [nn.BatchNorm2d(8), nn.Dropout(), DropBlock(0.5, 3)]
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), *extra, nn.ReLU())
         self.scores = nn.Linear(8, num_classes)
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("progress", torch.zeros(()))
+
+    def set_progress(self, fraction: float) -> None:
+        """What the trainer tells modules with a schedule."""
+        self.progress.fill_(fraction)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training, detections otherwise."""

@@ -12,6 +12,8 @@ from d2proj.checkpoint.darknet import load_darknet_weights, save_darknet_weights
 from d2proj.darknet.detector import DarknetDetector
 from d2proj.engine.config import build, load_config
 from d2proj.modeling.backbones.yolov1 import FAST_YOLO_STAGES, YOLOV1_STAGES
+from d2proj.modeling.dense_heads import YOLOv1ConvHead
+from d2proj.modeling.dense_heads.yolo import DetectionDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "yolov1"
@@ -182,20 +184,47 @@ def test_loss_is_the_papers_equation_3(seed):
     assert 2 * ours.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_convolutional_head_gives_the_order_of_the_decoder():
+    torch.manual_seed(0)
+    side, per_cell, classes = 3, 2, 4
+    head = YOLOv1ConvHead(
+        in_channels=5, side=side, boxes_per_cell=per_cell, num_classes=classes, conv_dims=6
+    ).eval()
+    x = torch.randn(2, 5, side, side)
+    ((raw,),) = head([x])
+    decoder = DetectionDecoder(num_classes=classes, side=side, boxes_per_cell=per_cell)
+    kinds, confidences, boxes = decoder.split(raw)
+    plain = head.layers(x)
+    for i in range(side):
+        for j in range(side):
+            of_cell = plain[:, :, i, j]
+            assert torch.equal(kinds[:, i * side + j], of_cell[:, :4])
+            assert torch.equal(confidences[:, i * side + j], of_cell[:, 4:6])
+            assert torch.equal(boxes[:, i * side + j].flatten(1), of_cell[:, 6:])
+
+
+def test_other_sizes_are_averaged_to_the_grid():
+    cfg = config("yolov1", thin(YOLOV1_STAGES), 64, fc_dims=[16])
+    model = build(cfg, "model").eval()
+    with torch.no_grad():
+        found = model([{"image": torch.rand(3, 70, 300) * 255}])
+    assert found[0]["instances"].image_size == (70, 300)
+
+
 def test_small_one_learns_from_scratch():
     """A few images of one to three boxes each by heart, starting from random weights."""
     cfg = load_config(CONFIGS / "yolov1_tiny_scratch.py")
     cfg.model.num_classes = 2
-    cfg.model.backbone.stages = [*thin(cfg.model.backbone.stages[:-1]), [[16, 3, 1], [8, 1, 1]]]
+    cfg.model.backbone.stages = [*thin(cfg.model.backbone.stages[:-1]), [[8, 3, 1]]]
     for stage in cfg.model.backbone.stages[:-1]:
         for spec in stage:
             spec[0] = max(8, spec[0])
     cfg.model.head.in_channels = 8
-    cfg.model.head.fc_dims = [128]
+    cfg.model.head.conv_dims = 32
     torch.manual_seed(0)
     model = build(cfg, "model").train()
     batch = []
-    for i in range(8):
+    for i in range(6):
         boxes = torch.tensor([[10.0, 20, 80, 120], [120, 90, 200, 200], [30, 150, 90, 210]])
         boxes = (boxes + 3 * i)[: 1 + i % 3]
         kinds = torch.arange(len(boxes)) % 2
@@ -206,7 +235,7 @@ def test_small_one_learns_from_scratch():
         batch.append({"image": image, "instances": instances})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         total = sum(model(batch).values())
         optimizer.zero_grad()
         total.backward()

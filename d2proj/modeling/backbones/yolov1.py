@@ -23,8 +23,7 @@ YOLOV1_STAGES: Stages = (
     (*((256, 1, 1), (512, 3, 1)) * 4, (512, 1, 1), (1024, 3, 1)),
     (*((512, 1, 1), (1024, 3, 1)) * 2, (1024, 3, 1), (1024, 3, 2), (1024, 3, 1), (1024, 3, 1)),
 )
-#: Fast YOLO's nine; the paper gives their number alone, the channels are those of the network that
-#: its authors released (``yolo-tiny.cfg``).
+#: Fast YOLO's nine; the paper gives their number alone, channels follow darknet's tiny-yolo.cfg.
 FAST_YOLO_STAGES: Stages = (
     *(((channels, 3, 1),) for channels in (16, 32, 64, 128, 256, 512)),
     ((1024, 3, 1),) * 3,

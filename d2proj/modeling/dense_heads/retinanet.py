@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from d2proj.layers.conv import Conv2d
 from d2proj.layers.init import init_normal
 from d2proj.layers.norm import PerLevelBatchNorm2d, get_norm
+from d2proj.modeling.dense_heads.layout import per_anchor
 
 
 class RetinaNetHead(nn.Module):
@@ -65,8 +66,8 @@ class RetinaNetHead(nn.Module):
         for level, x in enumerate(features):
             scores = self.cls_score(_run_tower(self.cls_subnet, x, level))
             boxes = self.bbox_pred(_run_tower(self.bbox_subnet, x, level))
-            logits.append(_per_anchor(scores, self.num_classes))
-            deltas.append(_per_anchor(boxes, 4))
+            logits.append(per_anchor(scores, self.num_classes))
+            deltas.append(per_anchor(boxes, 4))
         return logits, deltas
 
 
@@ -87,8 +88,3 @@ def _run_tower(tower: nn.ModuleList, x: Tensor, level: int) -> Tensor:
     for layer in tower:
         x = layer(x, level) if isinstance(layer, PerLevelBatchNorm2d) else layer(x)
     return x
-
-
-def _per_anchor(x: Tensor, size: int) -> Tensor:
-    """(N, A * size, H, W) -> (N, H * W * A, size); no copy if ``x`` is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, size)

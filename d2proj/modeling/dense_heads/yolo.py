@@ -57,7 +57,6 @@ class _AnchorDecoder(Decoder):
         anchors: (T, 2) width, height.
         num_classes: C.
         mask: which of the anchors are this map's, A of them; None for all.
-        objectness: its place among the values of an anchor.
 
     Raises:
         ValueError: ``mask`` counts beyond the anchors.
@@ -71,10 +70,9 @@ class _AnchorDecoder(Decoder):
         anchors: Sequence[Sequence[float]],
         num_classes: int,
         mask: Sequence[int] | None = None,
-        objectness: int = 4,
     ) -> None:
         super().__init__(num_classes=num_classes)
-        self.objectness = objectness
+        self.objectness = 4  # its place among the values of an anchor
         if mask is not None and max(mask) >= len(anchors):
             raise ValueError(f"mask {list(mask)} counts beyond the {len(anchors)} anchors given")
         own = anchors if mask is None else [anchors[i] for i in mask]
@@ -146,7 +144,7 @@ class YOLODecoder(_AnchorDecoder):
         return torch.cat([center - half, center + half], dim=-1)
 
 
-class GaussianYOLODecoder(_AnchorDecoder):
+class GaussianYOLODecoder(YOLODecoder):
     """Gaussian YOLOv3 (Choi et al. 2019): each coordinate comes with a standard deviation.
 
     The values of an anchor are x, σx, y, σy, w, σw, h, σh, objectness, classes; a score is also
@@ -167,8 +165,8 @@ class GaussianYOLODecoder(_AnchorDecoder):
         mask: Sequence[int] | None = None,
         scale_x_y: float = 1.0,
     ) -> None:
-        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, objectness=8)
-        self.scale_x_y = scale_x_y
+        super().__init__(anchors=anchors, num_classes=num_classes, mask=mask, scale_x_y=scale_x_y)
+        self.objectness = 8
 
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (9 + C), H, W)."""
@@ -202,12 +200,23 @@ class RegionDecoder(_AnchorDecoder):
     def forward(self, raw: Tensor, image_size: tuple[int, int], score_thresh: float) -> Candidates:
         """See :class:`Decoder`; (A * (5 + C), H, W)."""
         values, anchor, cell = self._candidate_cells(raw, score_thresh)
-        stride = _strides(raw, image_size)
-        center = (values[:, :2].sigmoid() + cell) * stride
-        boxes = _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
+        boxes = self._boxes(values, anchor, cell, raw, image_size)
         classes = values[:, 5:].softmax(1) if self.softmax else values[:, 5:]
         rows, scores, kinds = _select(values[:, 4].sigmoid(), classes, score_thresh)
         return boxes[rows], scores, kinds
+
+    def _boxes(
+        self,
+        values: Tensor,
+        anchor: Tensor,
+        cell: Tensor,
+        raw: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """(M, 4) corners in pixels of what :meth:`_candidate_cells` gave."""
+        stride = _strides(raw, image_size)
+        center = (values[:, :2].sigmoid() + cell) * stride
+        return _corners(center, values[:, 2:4].exp() * self.anchors[anchor] * stride)
 
     def grid_boxes(self, values: Tensor, stride: Tensor) -> Tensor:
         """(N, A, H, W, 4) of tx, ty, tw, th to corners in pixels, at every cell."""

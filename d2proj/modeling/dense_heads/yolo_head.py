@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from d2proj.layers import Conv2d, conv_norm_act
+from d2proj.layers import Conv2d, conv_norm_act, get_activation
 from d2proj.layers.activation import Activation
 from d2proj.layers.norm import NormFactory
 
@@ -24,6 +24,8 @@ class YOLOHead(nn.Module):
         prior_prob: objectness that an untrained head starts with; None: one half, as darknet.
         norm: of the 3x3 convolutions.
         activation: likewise.
+        predictor_activation: of the 1x1 convolution: ``"logistic"`` for decoders with
+            ``new_coords``.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class YOLOHead(nn.Module):
         prior_prob: float | None = None,
         norm: str | NormFactory | None = "BN",
         activation: str | Activation | None = "leaky",
+        predictor_activation: str | Activation | None = None,
     ) -> None:
         super().__init__()
         if len(in_channels) != len(conv_dims):
@@ -49,7 +52,12 @@ class YOLOHead(nn.Module):
             level = nn.Sequential()
             if dims:
                 level.append(conv_norm_act(channels, dims, 3, norm=norm, activation=activation))
-            predictor = Conv2d(dims or channels, num_anchors * (box_values + num_classes), 1)
+            predictor = Conv2d(
+                dims or channels,
+                num_anchors * (box_values + num_classes),
+                1,
+                activation=get_activation(predictor_activation),
+            )
             level.append(predictor)
             if prior_prob is not None and predictor.bias is not None:
                 bias = predictor.bias.detach().view(num_anchors, -1)

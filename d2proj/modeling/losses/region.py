@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import DetectionDecoder, RegionDecoder
 
-# Images during which every box is pulled to its anchor (region_layer.c), and how strongly.
-_WARM_UP_IMAGES = 12_800
+# How strongly every box is pulled to its anchor at first (region_layer.c).
 _WARM_UP_SCALE = 0.01
 
 
@@ -36,8 +35,8 @@ def _last_of_each(keys: Tensor) -> Tensor:
 class RegionLoss(nn.Module):
     """YOLOv2 (Redmon & Farhadi 2017, section 2; ``region_layer.c``).
 
-    A truth belongs to the anchor of the cell of its centre whose shape fits best. During the first
-    12 800 images all other boxes are pulled to their anchors.
+    A truth belongs to the anchor of the cell of its centre whose shape fits best. At first all
+    other boxes are pulled to their anchors.
 
     Args:
         num_classes: C.
@@ -46,6 +45,7 @@ class RegionLoss(nn.Module):
         rescore: objectness learns the IoU instead of 1.
         bias_match: shapes are the anchors'; the predicted boxes', otherwise.
         softmax: classes exclude each other (cross entropy); squared errors, otherwise.
+        warmup_images: during how many images boxes are pulled to their anchors.
     """
 
     seen: Tensor
@@ -62,6 +62,7 @@ class RegionLoss(nn.Module):
         rescore: bool = True,
         bias_match: bool = True,
         softmax: bool = True,
+        warmup_images: int = 12_800,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -73,6 +74,7 @@ class RegionLoss(nn.Module):
         self.rescore = rescore
         self.bias_match = bias_match
         self.softmax = softmax
+        self.warmup_images = warmup_images
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -102,7 +104,7 @@ class RegionLoss(nn.Module):
         weight = torch.full_like(objectness, self.noobject_scale)
         coord = values.new_zeros((*objectness.shape, 4))
         coord_weight = torch.zeros_like(objectness)
-        if self.training and self.seen < _WARM_UP_IMAGES:
+        if self.training and self.seen < self.warmup_images:
             coord[..., :2] = 0.5
             coord_weight += _WARM_UP_SCALE
         loss_cls = raw.new_zeros((), dtype=values.dtype)
@@ -132,11 +134,7 @@ class RegionLoss(nn.Module):
             flat = (where[1] * height + where[2]) * width + where[3]
             target[where] = overlap[flat, row] if self.rescore else 1.0
             logits, kinds = values[where][:, 5:], truth.gt_classes[row]
-            if self.softmax:
-                loss_cls = loss_cls + F.cross_entropy(logits, kinds, reduction="sum")
-            else:
-                wanted = F.one_hot(kinds, self.num_classes).to(values)
-                loss_cls = loss_cls + (logits - wanted).square().sum() / 2
+            loss_cls = loss_cls + self.class_loss(logits, kinds)
         predicted = torch.cat([values[..., :2].sigmoid(), values[..., 2:4]], -1)
         errors = (predicted - coord).square().sum(-1)
         if self.training:
@@ -146,6 +144,13 @@ class RegionLoss(nn.Module):
             "loss_obj": (weight * (objectness - target).square()).sum() / 2 / count,
             "loss_cls": loss_cls * self.class_scale / count,
         }
+
+    def class_loss(self, logits: Tensor, kinds: Tensor) -> Tensor:
+        """Summed over the rows of (M, C) class values and (M,) labels."""
+        if self.softmax:
+            return F.cross_entropy(logits, kinds, reduction="sum")
+        wanted = F.one_hot(kinds, self.num_classes).to(logits)
+        return (logits - wanted).square().sum() / 2
 
 
 class DetectionLoss(nn.Module):

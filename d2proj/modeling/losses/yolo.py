@@ -2,7 +2,7 @@
 
 Sources: Redmon & Farhadi, "YOLOv3", 2018, section 2; Bochkovskiy et al., "YOLOv4", 2020, section
 3.4; what they leave open is AlexeyAB/darknet's ``yolo_layer.c``. darknet writes gradients, not
-losses; these losses have those gradients, but for two things that are stated below.
+losses; these losses have those gradients, but for what is stated below.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from d2proj.modeling.boxes import full_precision, pairwise_iou
 from d2proj.modeling.dense_heads.yolo import YOLODecoder
+from d2proj.modeling.losses.darknet_iou import DarknetIoULoss
+from d2proj.modeling.losses.label_smoothing import smooth_labels
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # A cell that finds no class more likely than this is never let off (compare_yolo_class).
@@ -46,15 +48,21 @@ class YOLOLoss(nn.Module):
     and to every other one whose shape overlaps it by more than ``iou_thresh``. Where a prediction
     overlaps some truth by more than ``ignore_thresh`` its objectness is not punished.
 
-    Differences to darknet: with an IoU loss the gradient passes through the sigmoid of x and y
-    (darknet leaves its derivative out), and it is not clipped at ``max_delta``.
+    With :class:`~d2proj.modeling.losses.darknet_iou.DarknetIoULoss` the gradients of the boxes are
+    darknet's, too; with another loss they are that loss's own. darknet's ``cls_normalizer`` has no
+    effect without ``counters_per_class`` and does not exist here.
+
+    One difference: where several truths share an anchor, darknet divides the gradient of the box by
+    the number of classes whose gradient is positive, which with label smoothing are nearly all
+    classes; here it is always that of the truths' classes.
 
     Args:
         anchors: (T, 2) width, height in pixels, of all levels.
         mask: which of them are this level's.
         num_classes: C.
-        box_loss: element-wise loss of two (M, 4) tensors of boxes; None: squared errors of the
-            coordinates (YOLOv3), weighted by 2 - w h of the truth.
+        box_loss: element-wise loss of two (M, 4) tensors of boxes, with its own gradient; or
+            ``DarknetIoULoss``; None: squared errors of the coordinates (YOLOv3), weighted by
+            2 - w h of the truth.
         ignore_thresh, iou_thresh: see above; 1 for the best anchor alone.
         iou_normalizer, obj_normalizer: weights of the box loss and the objectness.
         label_smooth_eps: class targets become ``t (1 - eps) + eps / 2``.
@@ -113,29 +121,43 @@ class YOLOLoss(nn.Module):
         logits = torch.logit(values, eps=1e-7) if decoder.new_coords else values
         stride = logits.new_tensor([input_size[1] / width, input_size[0] / height])
         positives = self._assign(gt_instances, stride, (height, width))
-        target, weight = self._objectness(logits, decoder, gt_instances, stride)
+        target, weight, _ = self._objectness(logits, decoder, gt_instances, stride)
         where = (positives.image, positives.anchor, positives.y, positives.x)
         if not self.objectness_smooth:
             target[where] = 1.0
             weight[where] = 1.0
-        error = _squared if decoder.new_coords else _cross_entropy
+        error = _squared if decoder.new_coords else cross_entropy
         loss_obj = (error(values[..., 4], target) * weight).sum() * self.obj_normalizer
 
-        flat = where[0]
-        for index, size in zip(where[1:], values.shape[1:4], strict=True):
-            flat = flat * size + index
-        cells, of_pair = flat.unique(return_inverse=True)
-        classes = values.new_zeros(len(cells), self.num_classes)
-        classes[of_pair, positives.classes] = 1.0
+        cells, of_pair, classes = self._classes(where, positives.classes, target)
         several = classes.sum(1)[of_pair] if self.iou_thresh < 1 else torch.ones_like(target[where])
-        smooth = classes * (1 - self.label_smooth_eps) + 0.5 * self.label_smooth_eps
+        smooth = smooth_labels(classes, self.label_smooth_eps)
         loss_cls = error(values.flatten(0, 3)[cells, 5:], smooth).sum()
-        loss_box = self._boxes(logits[where], decoder, positives, stride, input_size) / several
+        box = logits[where][:, :4], values[where][:, :4]
+        loss_box = self._boxes(*box, decoder, positives, stride, input_size) / several
         return {
             "loss_box": loss_box.sum() * self.iou_normalizer / count,
             "loss_obj": loss_obj / count,
             "loss_cls": loss_cls / count,
         }
+
+    def _classes(
+        self, where: tuple[Tensor, ...], kinds: Tensor, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The cells that have truths, the cell of each pair, and (cells, C) which classes.
+
+        Args:
+            where: of the pairs, in a map (N, A, H, W).
+            kinds: class of each pair.
+            like: such a map; cells are numbered as in it.
+        """
+        flat = where[0]
+        for index, size in zip(where[1:], like.shape[1:], strict=True):
+            flat = flat * size + index
+        cells, of_pair = flat.unique(return_inverse=True)
+        classes = like.new_zeros(len(cells), self.num_classes)
+        classes[of_pair, kinds] = 1.0
+        return cells, of_pair, classes
 
     @torch.no_grad()
     def _assign(
@@ -169,8 +191,12 @@ class YOLOLoss(nn.Module):
         decoder: YOLODecoder,
         gt_instances: Sequence[Instances],
         stride: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Targets and weights (N, A, H, W) before any truth is assigned."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets and weights (N, A, H, W) before any truth is assigned.
+
+        The third map has the truth (its number in the image) that a prediction overlaps by more
+        than ``ignore_thresh``, -1 where there is none.
+        """
         height, width = logits.shape[2:4]
         rows, columns = torch.meshgrid(
             torch.arange(height, device=logits.device),
@@ -182,22 +208,25 @@ class YOLOLoss(nn.Module):
         sure = (logits[..., 5:].sigmoid() > _CLASS_MATCH).any(-1)
         target = torch.zeros_like(logits[..., 4])
         weight = torch.ones_like(target)
+        overlapped = torch.full_like(target, -1, dtype=torch.int64)
         for i, truth in enumerate(gt_instances):
             gt = truth.gt_boxes.tensor
             if not len(gt):
                 continue
             candidates = sure[i].nonzero()
-            best = pairwise_iou(boxes[i][tuple(candidates.T)], gt).amax(1)
+            best, which = pairwise_iou(boxes[i][tuple(candidates.T)], gt).max(1)
             found = candidates[best > self.ignore_thresh]
+            overlapped[i][tuple(found.T)] = which[best > self.ignore_thresh]
             if self.objectness_smooth:
                 target[i][tuple(found.T)] = best[best > self.ignore_thresh]
             else:
                 weight[i][tuple(found.T)] = 0.0
-        return target, weight
+        return target, weight, overlapped
 
     def _boxes(
         self,
         logits: Tensor,
+        values: Tensor,
         decoder: YOLODecoder,
         positives: Positives,
         stride: Tensor,
@@ -207,8 +236,18 @@ class YOLOLoss(nn.Module):
         cell = torch.stack([positives.x, positives.y], 1)
         anchors = decoder.anchors[positives.anchor]
         if self.box_loss is not None:
-            predicted = decoder.boxes(logits[:, :4], anchors, cell, stride)
-            return self.box_loss(predicted, positives.boxes)
+            predicted = decoder.boxes(logits, anchors, cell, stride)
+            if not isinstance(self.box_loss, DarknetIoULoss):
+                return self.box_loss(predicted, positives.boxes)
+            sizes = values[:, 2:]
+            return self.box_loss(
+                predicted,
+                positives.boxes,
+                values=values,
+                growth=torch.ones_like(sizes) if decoder.new_coords else sizes.exp(),
+                image_size=image,
+                weight=self.iou_normalizer,
+            )
         if decoder.new_coords:
             raise ValueError("new_coords needs an IoU loss")
         size = positives.boxes[:, 2:] - positives.boxes[:, :2]
@@ -222,7 +261,8 @@ class YOLOLoss(nn.Module):
         return (position + shape).sum(1) * (2 - area)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy, element-wise."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 

@@ -1,5 +1,5 @@
 """From scored boxes to detections."""
 
-from d2proj.modeling.postprocess.nms import PerClassNMS
+from d2proj.modeling.postprocess.nms import PerClassDIoUNMS, PerClassNMS
 
-__all__ = ["PerClassNMS"]
+__all__ = ["PerClassDIoUNMS", "PerClassNMS"]
