@@ -154,6 +154,7 @@ def common_overrides(args: argparse.Namespace) -> list[str]:
         *bccd.data_overrides(),
         *bccd.resize_and_flip(HEIGHT, WIDTH),
         f"data.batch_size={BATCH}",
+        "train.lr_batch_size=0",  # its own learning rate, as it stands
         "data.workers=1",
         "data.aspect_ratio_grouping=false",
         f"train.max_iter={args.iterations}",

@@ -12,6 +12,7 @@ from ..common.train import train
 
 model.num_classes = None  # as many as the data has
 model.head.prior_prob = 0.01
+model.level_losses[0].coord_scale = 5.0
 model.level_losses[0].warmup_images = 0  # published: 12 800, more than such a run sees
 
 data.batch_size = train.lr_batch_size = 8
