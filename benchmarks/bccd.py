@@ -8,9 +8,9 @@ import os
 import platform
 import re
 import signal
-import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,21 +59,20 @@ def train(
 ) -> dict[str, Any]:
     """Train, evaluate the final weights, and give metrics (percent) and times.
 
+    ``cpu_seconds`` are those of all threads and processes of the run: other work on the machine
+    makes ``seconds`` longer, but hardly these. ``load`` is the machine's load average.
+
     Raises:
         RunFailed: with the last line that the run printed.
     """
     load = os.getloadavg()[0]
     started = time.perf_counter()
-    arguments = [f"train.output_dir={output}", *overrides]
-    run_train_net(["--config-file", config, "--overwrite", *arguments], output, threads, limit)
-    seconds = time.perf_counter() - started
-    lines = [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
-    steps = [line["time"] for line in lines if "time" in line]
-    batch = config_of(output).data.batch_size
+    arguments = ["--config-file", config, "--overwrite", f"train.output_dir={output}", *overrides]
+    cpu = run_train_net(arguments, output, threads, limit)
     return {
         **metrics(output),
-        "seconds": round(seconds, 1),
-        "train_images_per_second": round(batch / statistics.median(steps), 2),
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(cpu, 1),
         "load_before": round(load, 2),
         "load_after": round(os.getloadavg()[0], 2),
     }
@@ -101,22 +100,23 @@ def config_of(output: Path) -> Any:
     return load_config(output / "config.yaml")
 
 
-def run_train_net(arguments: Sequence[str], output: Path, threads: int, limit: float) -> None:
-    """``train_net.py`` in a process group of its own; what it prints goes to ``<output>.txt``."""
+def run_train_net(arguments: Sequence[str], output: Path, threads: int, limit: float) -> float:
+    """``train_net.py``; what it prints goes to ``<output>.txt``. Gives its CPU seconds."""
     command = [sys.executable, str(ROOT / "train_net.py"), *arguments]
-    log = output.with_suffix(".txt")
-    run_logged(command, log, threads, limit)
+    return run_logged(command, output.with_suffix(".txt"), threads, limit)
 
 
-def run_logged(command: Sequence[str], log: Path, threads: int, limit: float) -> None:
-    """Run a command with so many threads, its output into a file.
+def run_logged(command: Sequence[str], log: Path, threads: int, limit: float) -> float:
+    """Run a command with so many threads, its output into a file; gives its CPU seconds.
 
     Raises:
         RunFailed: it ended with an error, or had to be stopped after ``limit`` seconds.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
     with log.open("w") as stream:
+        # A process group of its own, which ends with its loaders if it has to be stopped.
         process = subprocess.Popen(
             command,
             stdout=stream,
@@ -125,17 +125,23 @@ def run_logged(command: Sequence[str], log: Path, threads: int, limit: float) ->
             env=environment,
             start_new_session=True,
         )
+        stop = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
+        stop.start()
         try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired as error:
-            raise RunFailed(f"stopped after {limit:.0f} s") from error
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if status:
+            stop.cancel()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode and time.monotonic() - started >= limit:
+        raise RunFailed(f"stopped after {limit:.0f} s")
+    if process.returncode:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
-        raise RunFailed(f"status {status}: {lines[-1] if lines else 'nothing printed'}")
+        reason = lines[-1] if lines else "nothing printed"
+        raise RunFailed(f"status {process.returncode}: {reason}")
+    return usage.ru_utime + usage.ru_stime
 
 
 def machine() -> dict[str, Any]:

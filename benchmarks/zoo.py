@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,10 @@ PAGE = bccd.ROOT / "docs" / "zoo.md"
 OUTPUT = bccd.RESULTS / "zoo_bccd.json"
 HEIGHT, WIDTH = 224, 224
 BATCH = 8
+# Images and batches that the cost is measured on, of which the first are warm-up.
 COST_IMAGES = 24
-COST_WARMUP = 6
+COST_STEPS = 9
+COST_WARMUP = 3
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,6 @@ def main() -> None:
                 rows.pop(name, None)
             write()
     for name, row in rows.items():
-        # One after the other, with nothing beside: these are times.
         if "inference_images_per_second" not in row and (args.work / name).is_dir():
             try:
                 row.update(measured_cost(args.work / name, args.threads, args.limit))
@@ -198,39 +199,71 @@ def measured_cost(output: Path, threads: int, limit: float) -> dict[str, Any]:
 
 
 def cost(output: Path, threads: int) -> dict[str, Any]:
-    """Parameters, arithmetic and speed of a trained model, image by image, float32."""
+    """Parameters, arithmetic and speed of a trained model.
+
+    Speeds are images per second of CPU time (of all threads), which other work on the machine
+    hardly changes: training steps of a batch, in the run's precision; inference image by image,
+    float32. Loading and resizing are not in it.
+    """
     import torch
+    from detectron2.utils.events import EventStorage
     from torch.utils.flop_counter import FlopCounterMode
 
-    from d2proj.data import build_val_loader, load_dataset
+    from d2proj.data import build_train_loader, build_val_loader, load_dataset
     from d2proj.engine import setup
     from d2proj.engine.config import build
 
     torch.set_num_threads(threads)
     cfg = bccd.config_of(output)
-    model = setup.build_model(cfg, torch.device("cpu"), seed=0).eval()
+    model = setup.build_model(cfg, torch.device("cpu"), seed=0)
     setup.initialize_weights(model, str(output / "model_final.pth"), strict_classes=True)
-    loader = build_val_loader(
+    form = cfg.data.image_format
+    train_loader = build_train_loader(
+        load_dataset(cfg.dataset, "train"),
+        batch_size=BATCH,
+        workers=0,
+        augmentations=build(cfg, "data.train_augmentations"),
+        seed=0,
+        image_format=form,
+    )
+    val_loader = build_val_loader(
         load_dataset(cfg.dataset, "val"),
         workers=0,
         augmentations=build(cfg, "data.val_augmentations"),
-        image_format=cfg.data.image_format,
+        image_format=form,
     )
-    batches = [batch for batch, _ in zip(loader, range(COST_IMAGES), strict=False)]
-    times = []
+    images = [batch for batch, _ in zip(val_loader, range(COST_IMAGES), strict=False)]
+    batches = [batch for batch, _ in zip(train_loader, range(COST_STEPS), strict=False)]
+
+    model.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(images[0])
     with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            model(batches[0])
-        for batch in batches:
-            start = time.perf_counter()
-            model(batch)
-            times.append(time.perf_counter() - start)
-    parameters = sum(p.numel() for p in model.parameters())
+        inference = [_cpu_seconds(lambda batch=batch: model(batch)) for batch in images]
+
+    model.train()
+    optimizer = setup.build_optimizer(cfg, model)
+
+    def step(batch: list[dict[str, Any]]) -> None:
+        with EventStorage(), torch.autocast("cpu", torch.bfloat16, cfg.train.amp.enabled):
+            losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    training = [_cpu_seconds(lambda batch=batch: step(batch)) for batch in batches]
     return {
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": round(counter.get_total_flops() / 1e9, 3),
-        "inference_images_per_second": round(1 / statistics.median(times[COST_WARMUP:]), 2),
+        "train_images_per_second": round(BATCH / statistics.median(training[COST_WARMUP:]), 1),
+        "inference_images_per_second": round(1 / statistics.median(inference[COST_WARMUP:]), 1),
     }
+
+
+def _cpu_seconds(call: Callable[[], object]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -242,9 +275,8 @@ def table(report: Mapping[str, Any]) -> str:
         f"{what['iterations']} iterations of {what['batch']} images of "
         f"{what['input'][1]}x{what['input'][0]} pixels, {what['precision']}; trained on "
         f"{what['trained_on']}, evaluated on {what['evaluated_on']}. "
-        f"{machine['cpu']}, torch {machine['torch']}: {what['jobs']} trainings at a time with "
-        f"{what['threads']} thread{'s' * (what['threads'] > 1)} each; inference image by image "
-        f"in float32, {what['threads']} thread{'s' * (what['threads'] > 1)}, nothing beside it.",
+        f"{machine['cpu']}, torch {machine['torch']}; images per second of CPU time, training in "
+        "batches, inference image by image in float32.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
