@@ -43,8 +43,6 @@ NANO_LEVELS = (
     ((53, 55), (72, 70), (105, 102)),
     ((15, 16), (20, 20), (42, 44)),
 )
-# The published weight of the boxes, 0.07, suits half a million iterations, not some hundreds.
-NANO_OPTIONS = {"iou_normalizer": 1.0, "iou_thresh": 0.4}
 NANO = [
     f"model.cfg_file={NANO_CFG}",
     "optimizer={_target_: torch.optim.AdamW, params: {_target_: "
@@ -87,7 +85,6 @@ def main() -> None:
         num_classes=3,
         size=NANO_SIZE,
         levels=NANO_LEVELS,
-        options=NANO_OPTIONS,
     )
     report = json.loads(args.output.read_text()) if args.output.is_file() else {}
     rows: dict[str, Any] = report.get("rows", {})

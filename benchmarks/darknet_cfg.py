@@ -1,7 +1,7 @@
 """Darknet's cfg files for other data: classes, input size, anchors, as one edits them by hand."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 Level = Sequence[Sequence[float]]
@@ -14,7 +14,6 @@ def adapt_cfg(
     num_classes: int,
     size: tuple[int, int],
     levels: Sequence[Level],
-    options: Mapping[str, object],
 ) -> None:
     """Write ``source`` with another number of classes, input size and anchors.
 
@@ -24,7 +23,6 @@ def adapt_cfg(
         num_classes: C.
         size: height and width of the input.
         levels: (width, height) in pixels of the anchors of each ``[yolo]``, in the file's order.
-        options: what else every ``[yolo]`` gets.
     """
     sections = re.split(r"(?m)^(?=\[)", source.read_text())
     heads = [i for i, text in enumerate(sections) if text.startswith("[yolo]")]
@@ -43,7 +41,7 @@ def adapt_cfg(
             "num": len(anchors),
             "classes": num_classes,
         }
-        for key, value in {**values, **options}.items():
+        for key, value in values.items():
             sections[head] = _set(sections[head], key, value)
         before = max(i for i in range(head) if sections[i].startswith("[convolutional]"))
         sections[before] = _set(sections[before], "filters", len(level) * (5 + num_classes))
@@ -52,6 +50,4 @@ def adapt_cfg(
 
 
 def _set(section: str, key: str, value: object) -> str:
-    line = f"{key}={value}"
-    changed, count = re.subn(rf"(?m)^{key}\s*=.*$", line, section)
-    return changed if count else section.replace("]", f"]\n{line}", 1)
+    return re.sub(rf"(?m)^{key}\s*=.*$", f"{key}={value}", section)

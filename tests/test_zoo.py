@@ -46,7 +46,6 @@ def test_adapted_cfg_is_for_other_data(tmp_path: Path) -> None:
         num_classes=3,
         size=(64, 96),
         levels=levels,
-        options={"iou_normalizer": 0.5},
     )
     plan = plan_network(tmp_path / "new" / "b.cfg")
     assert plan.input == (3, 64, 96)
@@ -54,7 +53,6 @@ def test_adapted_cfg_is_for_other_data(tmp_path: Path) -> None:
     assert head.section.numbers("anchors") == [20, 10, 40, 30]
     # The level's own, in the order that was asked for.
     assert head.section.integers("mask") == [1, 0]
-    assert head.section.number("iou_normalizer", 1.0) == 0.5
     assert plan.layers[head.index - 1].output == (2 * (5 + 3), 4, 6)
     assert "filters=255" in (tmp_path / "new" / "b.cfg").read_text()  # what feeds no [yolo]
     with pytest.raises(ValueError, match=r"1 \[yolo\] sections, not 2"):
@@ -64,7 +62,6 @@ def test_adapted_cfg_is_for_other_data(tmp_path: Path) -> None:
             num_classes=3,
             size=(64, 96),
             levels=levels * 2,
-            options={},
         )
 
 
