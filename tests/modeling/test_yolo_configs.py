@@ -21,9 +21,12 @@ SCRATCH = ["yolov2/yolov2_tiny_scratch", "yolov3/yolov3_tiny_scratch"]
 #: The same with a quarter of the channels in the trunk.
 NARROW = {
     SCRATCH[0]: [
-        "model.backbone.stages.width=4",
-        "model.head.in_channels=[256]",
+        "model.backbone.bottom_up.stages.width=4",
+        "model.backbone.channels=64",
+        "model.backbone.passthrough_channels=16",
+        "model.head.in_channels=[128]",
         "model.head.conv_dims=[64]",
+        "model.level_losses[0].coord_scale=1",  # as published: 40 steps are few for boxes and all
     ],
     SCRATCH[1]: [
         "model.backbone.bottom_up.stages.width=4",
