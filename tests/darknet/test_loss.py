@@ -355,3 +355,17 @@ def test_gradients_of_yolov1_are_darknets(seed: int) -> None:
     (gradient,) = torch.autograd.grad(sum(losses.values()), leaf)
     expected = -detection_delta(out, truths, scales, per_cell)
     np.testing.assert_allclose(gradient[0].numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_region_warms_up_on_the_images_of_all_processes(processes: int, monkeypatch) -> None:
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
+    loss = RegionLoss(num_classes=2, warmup_images=16).train()
+    decoder = RegionDecoder(anchors=[[1.0, 2.0]], num_classes=2)
+    nothing = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)))
+    nothing.gt_classes = torch.zeros(0, dtype=torch.int64)
+    pulled = []
+    for _ in range(10):
+        found = loss(torch.ones(2, 7, 2, 2), decoder, [nothing, nothing], (64, 64))
+        pulled.append(float(found["loss_box"]) > 0)
+    assert pulled == [i < 8 // processes for i in range(10)]

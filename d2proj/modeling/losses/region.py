@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ class RegionLoss(nn.Module):
         rescore: objectness learns the IoU instead of 1.
         bias_match: shapes are the anchors'; the predicted boxes', otherwise.
         softmax: classes exclude each other (cross entropy); squared errors, otherwise.
-        warmup_images: during how many images boxes are pulled to their anchors.
+        warmup_images: during how many images (of all processes) boxes are pulled to their anchors.
     """
 
     seen: Tensor
@@ -138,7 +139,7 @@ class RegionLoss(nn.Module):
         predicted = torch.cat([values[..., :2].sigmoid(), values[..., 2:4]], -1)
         errors = (predicted - coord).square().sum(-1)
         if self.training:
-            self.seen += count
+            self.seen += count * comm.get_world_size()
         return {
             "loss_box": (coord_weight * errors).sum() / 2 / count,
             "loss_obj": (weight * (objectness - target).square()).sum() / 2 / count,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,7 +64,7 @@ class TreeRegionLoss(RegionLoss):
             found = super().forward(raw[boxed], decoder, truths, input_size)
             losses = {name: loss * (len(boxed) / count) for name, loss in found.items()}
         if self.training:
-            self.seen += len(labelled)
+            self.seen += len(labelled) * comm.get_world_size()
         for i in labelled:
             values = full_precision(raw[i]).view(len(decoder.anchors), -1, *raw.shape[2:])
             values = values.permute(0, 2, 3, 1).flatten(0, 2)  # A H W, 5 + n
