@@ -60,7 +60,7 @@ NANO = [
 
 RECIPES = {
     "yolov4_tiny": Recipe(
-        "YOLOv4-tiny", "configs/yolov4/yolov4_tiny_scratch.py", ["train.epochs=16"]
+        "YOLOv4-tiny", "configs/yolov4/yolov4_tiny_scratch.py", ["train.epochs=12"]
     ),
     "ssd_tiny": Recipe("SSD-tiny", "configs/ssd/ssd_tiny.py", ["train.epochs=12"]),
     "nano_transfer": Recipe(

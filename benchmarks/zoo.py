@@ -174,7 +174,9 @@ def fingerprint(config: str, overrides: list[str]) -> str:
     from d2proj.engine.config import load_config
 
     plain = OmegaConf.to_container(load_config(bccd.ROOT / config, overrides), resolve=True)
-    text = json.dumps(plain, sort_keys=True, default=str).replace(str(bccd.ROOT), "")
+    # Classes and functions by name: their text has an address.
+    text = json.dumps(plain, sort_keys=True, default=lambda x: f"{x.__module__}.{x.__qualname__}")
+    text = text.replace(str(bccd.ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
