@@ -284,13 +284,14 @@ def table(report: Mapping[str, Any]) -> str:
         "|---" * len(head) + "|",
     ]
     for row in report["rows"].values():
-        if "gflops" not in row:
-            continue
         cells = [f"[{row['title']}](../{row['config']})"]
         cells += [f"{row[name]:.1f}" for name in bccd.METRICS]
-        cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['gflops']:.2f}"]
-        cells += [f"{row['train_images_per_second']:.0f}"]
-        cells += [f"{row['inference_images_per_second']:.0f}"]
+        if "gflops" in row:
+            cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['gflops']:.2f}"]
+            cells += [f"{row['train_images_per_second']:.0f}"]
+            cells += [f"{row['inference_images_per_second']:.0f}"]
+        else:
+            cells += ["", "", "", ""]  # not measured yet
         lines.append("| " + " | ".join(cells) + " |")
     lines += [f"\n{name} failed: {reason}." for name, reason in report["failed"].items()]
     return "\n".join(lines)
