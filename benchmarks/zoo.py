@@ -1,6 +1,6 @@
 """Trains the tiny configuration of every system on bccd, at the same budget, into one table.
 
-    python -m benchmarks.zoo [--systems NAME ...] [--iterations 400] [--jobs 2] [--threads 1]
+    python -m benchmarks.zoo [--systems NAME ...] [--iterations 300] [--jobs 2] [--threads 1]
 
 Each system keeps its own model, optimiser and learning rate; images, input size, augmentations,
 batch and number of iterations are the same for all. A system is a process of its own
@@ -70,7 +70,7 @@ def main() -> None:
     """Train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each training")
     parser.add_argument("--limit", type=float, default=900, help="seconds for each training")
