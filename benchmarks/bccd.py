@@ -82,6 +82,7 @@ def evaluate(output: Path, split: str, *, threads: int, limit: float) -> dict[st
     """Metrics of a run's final weights on another split; its ``results.json`` becomes this."""
     arguments = ["--config-file", str(output / "config.yaml"), "--eval-only"]
     arguments += [f"dataset.val.split={split}", f"train.output_dir={output}"]
+    arguments += ["train.init_checkpoint=null"]  # not what the run started from: its own
     run_train_net(arguments, output, threads, limit)
     return metrics(output)
 

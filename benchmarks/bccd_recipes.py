@@ -60,7 +60,7 @@ NANO = [
 
 RECIPES = {
     "yolov4_tiny": Recipe(
-        "YOLOv4-tiny", "configs/yolov4/yolov4_tiny_scratch.py", ["train.epochs=16"]
+        "YOLOv4-tiny", "configs/yolov4/yolov4_tiny_scratch.py", ["train.epochs=12"]
     ),
     "ssd_tiny": Recipe("SSD-tiny", "configs/ssd/ssd_tiny.py", ["train.epochs=12"]),
     "nano_transfer": Recipe(
@@ -128,11 +128,16 @@ def run(recipe: Recipe, output: Path, threads: int) -> dict[str, Any]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The rows in Markdown."""
-    head = ["recipe", "CPU minutes", "minutes", "load average"]
+    head = ["recipe", "threads", "CPU minutes", "minutes", "load average"]
     head += ["AP50 val", "AP50 test", "AP val", "AP test"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in report["rows"].values():
-        cells = [row["title"], f"{row['cpu_seconds'] / 60:.1f}", f"{row['seconds'] / 60:.1f}"]
+        cells = [
+            row["title"],
+            str(row["threads"]),
+            f"{row['cpu_seconds'] / 60:.1f}",
+            f"{row['seconds'] / 60:.1f}",
+        ]
         cells.append(f"{(row['load_before'] + row['load_after']) / 2:.0f}")
         for metric in ("AP50", "AP"):
             cells += [f"{row[split][metric]:.1f}" for split in ("val", "test")]
