@@ -62,7 +62,8 @@ RECIPES = {
     "yolov4_tiny": Recipe(
         "YOLOv4-tiny", "configs/yolov4/yolov4_tiny_scratch.py", ["train.epochs=12"]
     ),
-    "ssd_tiny": Recipe("SSD-tiny", "configs/ssd/ssd_tiny.py", ["train.epochs=12"]),
+    # Its crops and colours need more passes than flips do.
+    "ssd_tiny": Recipe("SSD-tiny", "configs/ssd/ssd_tiny.py", ["train.epochs=40"]),
     "nano_transfer": Recipe(
         "MobileNetV2-YOLOv3-Nano from ImageNet (`MobileNetV2-Nano.57`)",
         "configs/darknet/from_cfg.py",
