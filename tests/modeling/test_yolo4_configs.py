@@ -44,7 +44,7 @@ def test_training_finds_the_boxes(name: str) -> None:
     model = model_of(name, "model.num_classes=3", *NARROW[name])
     history, _ = learn_by_heart(model, steps=50, score_thresh=0.2)
     assert history[-1]["loss_obj"] < 0.2 * history[0]["loss_obj"], history
-    assert history[-1]["loss_box"] < 0.4 * history[0]["loss_box"], history
+    assert history[-1]["loss_box"] < 0.6 * history[0]["loss_box"], history
 
 
 @pytest.mark.parametrize("name", NARROW)
