@@ -190,5 +190,5 @@ def test_steps_lower_the_loss(name: str) -> None:
         gradients = [p.grad for p in model.parameters()]
         assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
         optimizer.step()
-    assert losses[-1] < 0.95 * losses[0], losses
+    assert losses[-1] < 0.9 * losses[0], losses
     model.eval()([sample([], [], 64)])

@@ -27,6 +27,9 @@ NARROW = {
         "model.backbone.dims=[[],[64]]",
         "model.head.in_channels=[64,64]",
         "model.head.conv_dims=[32,64]",
+        # The published 0.07 suits thousands of steps.
+        "model.level_losses[0].iou_normalizer=1.0",
+        "model.level_losses[1].iou_normalizer=1.0",
     ],
     "yolov4": NARROW_PAN,
     "yolov4_csp": NARROW_PAN,
@@ -44,7 +47,7 @@ def test_training_finds_the_boxes(name: str) -> None:
     model = model_of(name, "model.num_classes=3", *NARROW[name])
     history, _ = learn_by_heart(model, steps=50, score_thresh=0.2)
     assert history[-1]["loss_obj"] < 0.2 * history[0]["loss_obj"], history
-    assert history[-1]["loss_box"] < 0.6 * history[0]["loss_box"], history
+    assert history[-1]["loss_box"] < 0.4 * history[0]["loss_box"], history
 
 
 @pytest.mark.parametrize("name", NARROW)
