@@ -48,12 +48,16 @@ def evaluating(model: nn.Module, *, fuse: bool = True) -> Iterator[None]:
     Not ``inference_mode``: anchors that a model caches in there could not be used in training.
     """
     training = model.training
-    model.eval()
+    # Layers drop their folded weights at every switch: none where there is nothing to switch.
+    switches = any(module.training for module in model.modules())
+    if switches:
+        model.eval()
     try:
         with torch.no_grad(), fused_inference(fuse):
             yield
     finally:
-        model.train(training)
+        if switches:
+            model.train(training)
 
 
 def run_inference(

@@ -103,8 +103,7 @@ class Conv2d(nn.Conv2d):
     def train(self, mode: bool = True) -> "Conv2d":
         """Switch to training or evaluation."""
         # Writes through ``.data`` leave no trace in the key: start each phase anew.
-        if mode != self.training:
-            self._fold = self._packed = None
+        self._fold = self._packed = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:

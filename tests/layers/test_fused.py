@@ -391,3 +391,14 @@ def test_networks_of_cfg_files_with_sums_in_their_convolutions() -> None:
     x = torch.randn(2, 3, 64, 64)
     expected = copy.deepcopy(net).double()(x.double())[0].detach()
     assert error(run(lambda y: net(y)[0], x), expected) < WINOGRAD
+
+
+def test_eval_drops_what_a_write_through_data_made_stale() -> None:
+    layer = conv_norm_act(4, 8, 3).eval()
+    x = torch.rand(1, 4, 6, 6)
+    with torch.inference_mode(), fused_inference():
+        before = layer(x)
+        layer.weight.data.mul_(2)
+        layer.eval()
+        after = layer(x)
+    assert not torch.allclose(before, after)
